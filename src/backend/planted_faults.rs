@@ -40,3 +40,8 @@ impl PlantedFaults {
 pub(super) fn is_no_fence() -> bool {
     planted_faults::is_planted(Fault::NoFence)
 }
+
+/// Whether the connections of clients to Redis outlive a failover.
+pub(super) fn is_failover_outlived() -> bool {
+    planted_faults::is_planted(Fault::OutlivedFailover)
+}

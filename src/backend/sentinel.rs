@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::{Address, ConnectionAddr};
-use super::credentials::load_sentinel_login;
+use super::credentials::{Login, load_sentinel_login};
 use super::dial::{Dialer, PrepareError};
 use super::endpoint::Endpoint;
 use super::error::{BackendError, SENTINEL_LOGIN, unreachable};
@@ -284,11 +284,7 @@ impl Sentinels {
         seed: &ConnectionAddr,
         attempt: usize,
     ) -> Result<(Multiplexed, BoxDriver), BackendError> {
-        let settings = self.settings.clone();
-        // The disk that holds the password file may hang, so it is read on a blocking thread.
-        let login = tokio::task::spawn_blocking(move || load_sentinel_login(&settings)).await;
-        let login =
-            login.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
+        let login = self.read_login().await?;
         let stream = self.dialer.dial(seed, attempt).await?;
         let (poll_now, name) =
             (Arc::clone(&self.poll_now), format!("{} ", self.settings.sentinel_master));
@@ -308,6 +304,22 @@ impl Sentinels {
                 }
             })?;
         Ok((connection, driver))
+    }
+
+    /// Reads the login to the sentinels.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] if the password file cannot be read.
+    async fn read_login(&self) -> Result<Option<Login>, BackendError> {
+        let login = if self.settings.sentinel_password_file.as_os_str().is_empty() {
+            load_sentinel_login(&self.settings)
+        } else {
+            let settings = self.settings.clone();
+            // The disk that holds the file may hang, so it is read on a blocking thread.
+            let read = tokio::task::spawn_blocking(move || load_sentinel_login(&settings)).await;
+            read.map_err(|error| unreachable(&error))?
+        };
+        login.map_err(|error| unreachable(&error))
     }
 
     /// Polls one sentinel repeatedly.

@@ -106,6 +106,10 @@ impl Topology {
     /// Binds `stream`, which is connected to `endpoint`, to that endpoint: it ends when the
     /// endpoint is replaced.
     pub(super) fn bind(&self, stream: Box<dyn Stream>, endpoint: Endpoint) -> EpochStream {
+        #[cfg(feature = "planted-faults")]
+        if super::planted_faults::is_failover_outlived() {
+            return EpochStream::unbound(stream);
+        }
         let guard = match self {
             Self::Fixed(_) => None,
             Self::Primary(current) => Some(EpochGuard {

@@ -24,6 +24,10 @@ pub enum Fault {
     IgnoredPushes(u64),
     /// A session's own writes need no fence (invariant R3).
     NoFence,
+    /// The connections of clients to Redis outlive a failover (invariant T3).
+    OutlivedFailover,
+    /// A login is taken for one that Redis always replies to (invariant R1).
+    UnansweredLogin,
 }
 
 thread_local! {

@@ -8,6 +8,8 @@
 use bytes::Bytes;
 
 use crate::backend::{CacheIdentity, ConnectAs};
+#[cfg(feature = "planted-faults")]
+use crate::cache::planted_faults::{self, Fault};
 use crate::protocol::{Protocol, ReplySummary};
 
 /// The user that Redis, or the proxy, takes a client for.
@@ -91,6 +93,10 @@ impl SessionEffect {
     /// on, and Valkey, do so with a login that they reject. The next reply then belongs to another
     /// command.
     pub fn may_go_unanswered(&self) -> bool {
+        #[cfg(feature = "planted-faults")]
+        if planted_faults::is_planted(Fault::UnansweredLogin) {
+            return false;
+        }
         matches!(self, Self::Auth(_) | Self::Hello(Some(_)) | Self::Unknown)
     }
 }

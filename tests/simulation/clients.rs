@@ -1,14 +1,14 @@
 //! The clients: sessions that read and write through the proxy, and writers straight at Redis.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
-use super::model::Key;
-use super::network::End;
+use super::epochs::Seen;
+use super::model::{Key, USERS, User, Version};
+use super::network::{End, longest};
 use super::oracle::Read;
 use super::resp::{Reply, command, take_reply};
 use super::run::Stage;
@@ -27,6 +27,10 @@ enum Expected {
     Written(Key, Vec<u8>),
     Deleted(Key),
     Any,
+    /// The login of this user.
+    LoggedIn(&'static User),
+    /// The error of a wrong login.
+    Refused,
     /// The results of a transaction.
     Transaction(Vec<Expected>),
 }
@@ -38,7 +42,9 @@ struct Session {
     opened: Duration,
     /// Whether the proxy was connected when the last commands were sent.
     was_ready: bool,
-    seen: BTreeMap<Key, usize>,
+    seen: Seen,
+    /// The user that it has logged in as; `None`: it has not, or that is not certain.
+    user: Option<&'static User>,
 }
 
 /// The reason for the end of a session.
@@ -56,8 +62,7 @@ pub(super) async fn read_and_write(stage: Stage, number: u64) {
         };
         for _ in 0..stage.world.between(1, 400) {
             sleep(stage.world.duration(0, stage.plan.pause)).await;
-            let steps = steps(&stage);
-            match session.send(&stage, steps).await {
+            match session.go_on(&stage).await {
                 Ok(()) => {}
                 Err(Ended::Closed) => break,
                 Err(Ended::Breach(breach)) => {
@@ -69,8 +74,33 @@ pub(super) async fn read_and_write(stage: Stage, number: u64) {
     }
 }
 
+/// A command, and the reply that it has to get.
+type Sent = (Vec<u8>, Expected);
+
+/// Returns a login with the right password, or with a wrong one.
+fn login(user: &'static User, is_right: bool) -> Sent {
+    let password = if is_right { user.password } else { "wrong" };
+    let command = command(&[b"AUTH", user.name.as_bytes(), password.as_bytes()]);
+    (command, if is_right { Expected::LoggedIn(user) } else { Expected::Refused })
+}
+
+/// Returns commands with logins between them, of which Redis may leave one without a reply.
+fn logins(stage: &Stage) -> Vec<Sent> {
+    let user = &USERS[stage.world.index(USERS.len())];
+    let read = || {
+        let key = stage.random_key();
+        (command(&[b"GET", &key]), Expected::One(key))
+    };
+    let login = login(user, stage.world.chance(50));
+    match stage.world.between(1, 3) {
+        1 => vec![login],
+        2 => vec![read(), login, read()],
+        _ => vec![set(stage), login, set(stage), read()],
+    }
+}
+
 /// Returns the next commands of a client, which it sends together.
-fn steps(stage: &Stage) -> Vec<(Vec<u8>, Expected)> {
+fn steps(stage: &Stage) -> Vec<Sent> {
     let key = || stage.random_key();
     let get = || {
         let key = key();
@@ -105,7 +135,7 @@ fn steps(stage: &Stage) -> Vec<(Vec<u8>, Expected)> {
     }
 }
 
-fn set(stage: &Stage) -> (Vec<u8>, Expected) {
+fn set(stage: &Stage) -> Sent {
     let (key, text) = (stage.random_key(), stage.next_text());
     let millis = stage.world.between(1, stage.plan.life).to_string();
     let words: &[&[u8]] = if stage.world.chance(20) {
@@ -120,13 +150,26 @@ impl Session {
     async fn open(stage: &Stage) -> Option<Self> {
         let end = stage.to_proxy.connect().await.ok()?;
         let opened = stage.world.now();
-        Some(Self { end, input: Vec::new(), opened, was_ready: false, seen: BTreeMap::new() })
+        let (input, seen) = (Vec::new(), Seen::default());
+        Some(Self { end, input, opened, was_ready: false, seen, user: None })
+    }
+
+    /// Sends the next commands. A login comes before all others.
+    async fn go_on(&mut self, stage: &Stage) -> Result<(), Ended> {
+        let steps = if stage.has_users() && self.user.is_none() {
+            vec![login(&USERS[usize::from(stage.world.chance(40))], true)]
+        } else if stage.has_users() && stage.world.chance(5) {
+            logins(stage)
+        } else {
+            steps(stage)
+        };
+        self.send(stage, steps).await
     }
 
     /// Sends commands together, and judges their replies.
-    async fn send(&mut self, stage: &Stage, steps: Vec<(Vec<u8>, Expected)>) -> Result<(), Ended> {
+    async fn send(&mut self, stage: &Stage, steps: Vec<Sent>) -> Result<(), Ended> {
         let sent = stage.world.now();
-        self.was_ready = stage.proxy.ready().is_ok();
+        self.was_ready = stage.program.is_ready();
         let bytes: Vec<u8> = steps.iter().flat_map(|(command, _)| command.clone()).collect();
         self.end.write_all(&bytes).await.map_err(|_| Ended::Closed)?;
         for (command, expected) in steps {
@@ -165,7 +208,16 @@ impl Session {
         reply: &Reply,
     ) -> Result<(), String> {
         let now = stage.world.now();
+        if self.has_to_be_refused(expected) {
+            return match reply {
+                Reply::Error(_) => Ok(()),
+                other => Err(format!("{other:?} in the place of an error")),
+            };
+        }
         if let Reply::Error(error) = reply {
+            if let Expected::LoggedIn(_) = expected {
+                self.user = None;
+            }
             let may_fail = stage.conditions.may_fail(sent) || stage.conditions.may_fail(now);
             stage.counts.errors.fetch_add(1, Relaxed);
             let error = error.escape_ascii();
@@ -200,15 +252,18 @@ impl Session {
                 self.judge_read(stage, sent, key, content.as_deref())
             }
             (Expected::Written(key, text), Reply::Simple(_)) => {
-                let number = lock(&stage.history).number_of(key, text);
-                let number = number.ok_or("a write was acknowledged that Redis has not run")?;
-                self.note(key, number);
+                let place = lock(&stage.epochs).place_of(key, text);
+                let place = place.ok_or("a write was acknowledged that Redis has not run")?;
+                self.seen.note_written(key, Some(place));
                 Ok(())
             }
             (Expected::Deleted(key), Reply::Integer(_)) => {
-                let number = lock(&stage.history).since(key, sent, now);
                 // Without a state since then, the key was absent before.
-                self.note(key, number);
+                self.seen.note_written(key, lock(&stage.epochs).since(key, sent, now));
+                Ok(())
+            }
+            (Expected::LoggedIn(user), Reply::Simple(_)) => {
+                self.user = Some(user);
                 Ok(())
             }
             (Expected::Transaction(results), Reply::Array(replies))
@@ -234,16 +289,23 @@ impl Session {
         stage.counts.reads.fetch_add(1, Relaxed);
         let arrived = stage.world.now();
         let (bound, may_be_stale) = stage.bound(sent, self.was_ready);
-        let seen = if may_be_stale { 0 } else { self.seen.get(key).copied().unwrap_or(0) };
-        let read = Read { key, content, sent, arrived, seen, bound };
-        let number = lock(&stage.history).judge(&read)?;
-        self.note(key, number);
+        let read = Read { key, content, sent, arrived, seen: 0, bound };
+        let seen = (!may_be_stale).then_some(&self.seen);
+        // An entry of a previous primary may be served for as long as any that is superseded.
+        let grace = bound.saturating_sub(longest(stage.plan.delay));
+        let place = lock(&stage.epochs).judge(&read, seen, grace)?;
+        self.seen.note_read(key, place);
         Ok(())
     }
 
-    fn note(&mut self, key: &[u8], number: usize) {
-        let seen = self.seen.entry(key.to_vec()).or_default();
-        *seen = number.max(*seen);
+    /// Whether the reply is an error, whatever happens: to a wrong login, or about a key that the
+    /// user may not read.
+    fn has_to_be_refused(&self, expected: &Expected) -> bool {
+        match expected {
+            Expected::Refused => true,
+            Expected::Hash(key) => self.user.is_some_and(|user| !user.may_use(key)),
+            _ => false,
+        }
     }
 }
 
@@ -263,7 +325,14 @@ pub(super) async fn write(stage: Stage) {
         let millis = stage.world.between(1, stage.plan.life).to_string();
         let hash = stage.random_hash();
         let field = format!("f{}", stage.world.between(1, 3)).into_bytes();
+        let has_field_ends = stage.plan.version == Version::Eight;
         let words: &[&[u8]] = match stage.world.between(1, 100) {
+            1..=5 if has_field_ends && stage.world.chance(20) => {
+                &[b"HPERSIST", &hash, b"FIELDS", b"1", &field]
+            }
+            1..=5 if has_field_ends => {
+                &[b"HPEXPIRE", &hash, millis.as_bytes(), b"FIELDS", b"1", &field]
+            }
             1..=55 => &[b"SET", &key, &text],
             56..=67 => &[b"SET", &key, &text, b"PX", millis.as_bytes()],
             68..=74 => &[b"DEL", &key],
@@ -275,7 +344,7 @@ pub(super) async fn write(stage: Stage) {
             _ if stage.world.chance(10) => &[b"FLUSHALL"],
             _ => &[b"PEXPIRE", &hash, millis.as_bytes()],
         };
-        if stage.redis.write(words) {
+        if stage.servers.write(words) {
             stage.counts.writes.fetch_add(1, Relaxed);
         }
     }
@@ -284,7 +353,11 @@ pub(super) async fn write(stage: Stage) {
 /// Reads each key once more when all faults are over. Every read has to be answered, and right.
 pub(super) async fn read_all(stage: &Stage) -> Result<(), String> {
     let mut session = Session::open(stage).await.ok_or("no connection after all faults")?;
-    let keys = lock(&stage.history).keys();
+    let keys = lock(&stage.epochs).keys();
+    if stage.has_users() {
+        let login = session.send(stage, vec![login(&USERS[0], true)]).await;
+        login.map_err(|_| "no login after all faults")?;
+    }
     for key in keys {
         let step = if key.starts_with(b"h") {
             (command(&[b"HGETALL", &key]), Expected::Hash(key))

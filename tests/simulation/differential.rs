@@ -4,7 +4,8 @@
 //!
 //! Three connections, with RESP2 or RESP3 and with or without tracking, send the same random
 //! commands to both, one at a time. The active expiry of the server is off, and a short life is
-//! over before the next command.
+//! over before the next command. The order of the fields of a hash is not compared, because it
+//! depends on how Redis stores them.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::model::Model;
+use super::model::{Access, Model, USERS, Version};
 use super::number;
 use super::resp::{Reply, command, take_reply};
 use crate::support::RedisServer;
@@ -39,7 +40,7 @@ impl Pair {
     fn new(server: &RedisServer, connections: usize) -> Self {
         let connect = |_| UnixStream::connect(server.socket()).expect("a connection");
         let streams = (0..connections).map(connect).collect();
-        let mut model = Model::default();
+        let mut model = Model::new(version(server, ""), Access::Open);
         let clients = (0..connections).map(|_| model.connect()).collect();
         Self { streams, model, clients, now: 1_000_000 }
     }
@@ -81,6 +82,36 @@ impl Pair {
     }
 }
 
+/// Returns the version of a server with this password of the default user.
+fn version(server: &RedisServer, password: &str) -> Version {
+    let mut stream = UnixStream::connect(server.socket()).expect("a connection");
+    if !password.is_empty() {
+        stream.write_all(&command(&[b"AUTH", password.as_bytes()])).expect("a request");
+        stream.read_exact(&mut [0; 5]).expect("a reply");
+    }
+    let Reply::Array(parts) = hello(&mut stream) else { panic!("no reply to HELLO") };
+    let is_it = |pair: &[Reply]| pair[0] == Reply::Text(b"version".to_vec());
+    let found = parts.chunks(2).find(|pair| is_it(pair)).map(|pair| pair[1].clone());
+    match found {
+        Some(Reply::Text(text)) if text.starts_with(b"8.") => Version::Eight,
+        _ => Version::Seven,
+    }
+}
+
+/// Returns the next random command about a field with a time to live.
+fn random_field_command(random: &mut StdRng) -> Vec<Vec<u8>> {
+    let key = format!("k{}", random.random_range(1..5));
+    let field = format!("f{}", random.random_range(1..3));
+    let life = if random.random_bool(0.3) { SHORT } else { LONG };
+    let text = match random.random_range(0..6) {
+        0..=2 => format!("HPEXPIRE {key} {life} FIELDS 1 {field}"),
+        3 => format!("HPTTL {key} FIELDS 2 f1 f2"),
+        4 => format!("HPERSIST {key} FIELDS 1 {field}"),
+        _ => format!("HPEXPIRE {key} {life} FIELDS 2 f1 f2"),
+    };
+    text.split(' ').map(|word| word.as_bytes().to_vec()).collect()
+}
+
 /// Returns the next random command.
 fn random_command(random: &mut StdRng) -> Vec<Vec<u8>> {
     let text = |number: u64, prefix: &str| format!("{prefix}{number}").into_bytes();
@@ -119,16 +150,29 @@ fn random_command(random: &mut StdRng) -> Vec<Vec<u8>> {
     }
 }
 
-/// Returns bytes for a message, without the difference that times make.
-fn shown(all: &[Vec<u8>]) -> String {
-    all.iter().map(|bytes| bytes.escape_ascii().to_string()).collect::<Vec<_>>().join(" | ")
+/// Returns bytes for a message, without the difference that times make. With `is_unordered` the
+/// order of the lines makes none either.
+fn shown(all: &[Vec<u8>], is_unordered: bool) -> String {
+    let line = |line: &[u8]| {
+        let number = line.strip_prefix(b":").and_then(|text| str::from_utf8(text).ok());
+        let is_time = number.is_some_and(|text| text.parse::<i64>().unwrap_or(0) > 100_000);
+        if is_time { ":time".to_owned() } else { line.escape_ascii().to_string() }
+    };
+    let each = all.iter().map(|bytes| {
+        let mut lines: Vec<_> = bytes.split(|byte| *byte == b'\n').map(line).collect();
+        if is_unordered {
+            lines.sort();
+        }
+        lines.join(" ")
+    });
+    each.collect::<Vec<_>>().join(" | ")
 }
 
 #[test]
 fn model_replies_and_pushes_as_redis_does() {
     let server = RedisServer::builder().arguments(&["--enable-debug-command", "yes"]).start();
     let first = number("REDIS_PROXY_TEST_SEED").unwrap_or(1);
-    let (mut commands, mut pushes) = (0, 0);
+    let (version, mut commands, mut pushes) = (version(&server, ""), 0, 0);
     for seed in first..first + number("MODEL_SCRIPTS").unwrap_or(SCRIPTS) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut pair = Pair::new(&server, 3);
@@ -156,11 +200,17 @@ fn model_replies_and_pushes_as_redis_does() {
                 assert_eq!(shape(&real), shape(&take_reply(&mut modelled).expect("a reply")));
             } else {
                 let (real, modelled) = pair.send(connection, &words);
-                assert_eq!(shown(&real), shown(&modelled), "{text}");
+                assert_eq!(shown(&real, false), shown(&modelled, false), "{text}");
             }
         }
         for _ in 0..COMMANDS {
-            let (connection, words) = (random.random_range(0..3), random_command(&mut random));
+            let is_field = version == Version::Eight && random.random_bool(0.2);
+            let words = if is_field {
+                random_field_command(&mut random)
+            } else {
+                random_command(&mut random)
+            };
+            let connection = random.random_range(0..3);
             let words: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
             script.push(format!("{connection}: {}", words.join(&b' ').escape_ascii()));
             let (real, modelled) = pair.send(connection, &words);
@@ -175,16 +225,63 @@ fn model_replies_and_pushes_as_redis_does() {
                 .iter()
                 .map(|bytes| bytes.windows(10).filter(|word| word == b"invalidate").count())
                 .sum::<usize>();
+            let is_unordered = words[0] == b"HGETALL" || words[0] == b"EXEC";
             assert_eq!(
-                shown(&real),
-                shown(&modelled),
+                shown(&real, is_unordered),
+                shown(&modelled, is_unordered),
                 "REDIS_PROXY_TEST_SEED={seed} MODEL_SCRIPTS=1: redis-server on the left, after\n{}",
                 script.join("\n")
             );
         }
     }
-    eprintln!("{commands} commands with {pushes} invalidations");
+    eprintln!("{version:?}: {commands} commands with {pushes} invalidations");
     assert!(pushes > commands / 50, "{pushes} invalidations tell nothing");
+}
+
+/// Commands with logins, each line sent as a whole. `/` is between two commands.
+const LOGINS: [&str; 12] = [
+    "GET s1 / PING / AUTH alice",
+    "AUTH alice wrong / SET s1 a / GET s1",
+    "AUTH alice wonder / SET s1 a / GET h1 / GET s1",
+    "GET s1 / AUTH default wrong / GET s1",
+    "AUTH nobody secret / AUTH secret / GET h1",
+    "GET s1 / AUTH alice wrong / AUTH alice wrong / SET s1 b",
+    "HELLO 3 AUTH alice wrong / PING",
+    "PING / HELLO 3 AUTH alice wrong / GET h1",
+    "MULTI / GET h1 / EXEC",
+    "AUTH alice wonder / MULTI / SET h1 a / EXEC / MGET s1 h1",
+    "DEL s1 / DEL h1 / AUTH default secret / DEL s1",
+    "AUTH default wrong / ECHO a",
+];
+
+#[test]
+fn model_answers_logins_as_redis_does() {
+    let server = RedisServer::builder().arguments(&["--requirepass", USERS[0].password]).start();
+    let mut admin = UnixStream::connect(server.socket()).expect("a connection");
+    let exchange = |stream: &mut UnixStream, line: &str, length: Option<usize>| {
+        let commands = line.split(" / ").map(|one| one.split(' ').map(str::as_bytes).collect());
+        let bytes: Vec<u8> = commands.flat_map(|words: Vec<_>| command(&words)).collect();
+        stream.write_all(&bytes).expect("a request");
+        let mut received = vec![0; length.unwrap_or(5)];
+        stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+        let read = stream.read_exact(&mut received);
+        (received, read.is_ok())
+    };
+    for line in ["AUTH secret", "ACL SETUSER alice on >wonder ~s* &* +@all"] {
+        assert_eq!(exchange(&mut admin, line, None).0, b"+OK\r\n");
+    }
+    let mut model = Model::new(version(&server, USERS[0].password), Access::Users);
+    let (mut stream, client) =
+        (UnixStream::connect(server.socket()).expect("a connection"), model.connect());
+    for line in LOGINS {
+        for words in line.split(" / ") {
+            let words: Vec<_> = words.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+            model.run(client, &words, 1_000_000);
+        }
+        let modelled = model.take_output(client);
+        let (real, _) = exchange(&mut stream, line, Some(modelled.len()));
+        assert_eq!(real.escape_ascii().to_string(), modelled.escape_ascii().to_string(), "{line}");
+    }
 }
 
 fn hello(stream: &mut UnixStream) -> Reply {

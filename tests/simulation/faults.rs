@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep};
 
-use super::network::longest;
-use super::run::Stage;
-use super::world::ms;
+use super::network::{Path, longest};
+use super::run::{Stage, Style};
+use super::servers::Failover;
+use super::world::{lock, ms};
 
 /// The time that the proxy takes to connect again at most, once Redis accepts connections: its
 /// longest pause and a handshake.
 const RECONNECT: Duration = ms(2500);
+/// The time that the sentinels add to it.
+const RESOLVE: Duration = ms(500);
 
 /// Both directions, and each by itself.
 const SIDES: [&[usize]; 3] = [&[0, 1], &[0], &[1]];
@@ -25,68 +28,188 @@ pub(super) async fn cause(stage: &Stage, until: Duration) {
     }
 }
 
+/// The faults of a choice, the more often the more ways there are to it.
+fn choose(stage: &Stage) -> Fault {
+    let most = if stage.servers.has_sentinels() { 16 } else { 11 };
+    let choice = match stage.plan.style {
+        Style::Mixed => stage.world.between(0, most),
+        // Those after which the proxy connects again at once.
+        Style::Restless => [0, 1, 7][stage.world.index(3)],
+    };
+    match choice {
+        0 | 1 => Fault::Cut,
+        2 | 3 => Fault::Hold,
+        4 => Fault::Lose,
+        5 => Fault::Standstill,
+        6 => Fault::Restart,
+        7 => Fault::Kill,
+        // Otherwise the times of the failover would be of no use.
+        8 if stage.servers.is_failing_over() => Fault::Delay,
+        8 => Fault::Jump,
+        9 => Fault::Delay,
+        10 => Fault::Drop,
+        11 => Fault::Crash,
+        12..=15 => Fault::Failover,
+        _ => Fault::Blindness,
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Fault {
+    Cut,
+    Hold,
+    Lose,
+    Standstill,
+    Restart,
+    Kill,
+    Jump,
+    Delay,
+    /// Connections of clients are dropped in the program.
+    Drop,
+    Crash,
+    Failover,
+    /// The sentinels are out of reach.
+    Blindness,
+}
+
+/// Returns the time that the proxy takes to connect again at most.
+fn reconnect(stage: &Stage) -> Duration {
+    RECONNECT + if stage.servers.has_sentinels() { RESOLVE } else { Duration::ZERO }
+}
+
 async fn cause_one(stage: &Stage) {
-    let (world, path) = (&stage.world, &stage.to_redis);
-    let (now, delay) = (world.now(), longest(stage.plan.delay));
-    let response_timeout = stage.plan.response_timeout;
+    match choose(stage) {
+        fault @ (Fault::Cut | Fault::Hold | Fault::Lose) => disturb_links(stage, fault),
+        fault @ (Fault::Standstill | Fault::Restart | Fault::Kill) => disturb_redis(stage, fault),
+        fault @ (Fault::Jump | Fault::Delay) => disturb_time(stage, fault).await,
+        fault @ (Fault::Drop | Fault::Crash) => disturb_program(stage, fault),
+        Fault::Failover => fail_over(stage),
+        Fault::Blindness => hide_sentinels(stage),
+    }
+}
+
+fn disturb_links(stage: &Stage, fault: Fault) {
+    let (world, plan) = (&stage.world, &stage.plan);
+    let now = world.now();
     // What is sent before the end of the fault arrives by then.
-    let settle = 4 * delay;
-    let span = world.duration(5, stage.plan.fault);
-    match world.between(0, 9) {
-        0 | 1 => {
+    let settle = 4 * longest(plan.delay);
+    let end = now + world.duration(5, plan.fault);
+    match fault {
+        Fault::Cut => {
             let percent = if world.chance(50) { 100 } else { 40 };
             world.record(|| format!("fault: {percent} % of the links are cut"));
-            stage.conditions.disturb(now + settle, now + settle + RECONNECT);
-            path.cut(percent);
+            stage.conditions.disturb(now + settle, now + settle + reconnect(stage));
+            stage.servers.paths().for_each(|path| path.cut(percent));
         }
-        2 | 3 => {
+        Fault::Hold => {
             let sides = SIDES[world.index(SIDES.len())];
-            let end = now + span;
-            world.record(|| format!("fault: {sides:?} are held for {span:?}"));
-            stage.conditions.disturb(end + settle, end + settle + response_timeout + RECONNECT);
-            path.hold(sides, world.instant(end));
-        }
-        4 => {
-            world.record(|| "fault: the links lose everything".to_owned());
-            let seen = now + stage.plan.ping_interval + 2 * response_timeout + settle;
-            stage.conditions.disturb(seen, seen + RECONNECT);
-            stage.conditions.lose(now);
-            path.lose();
-        }
-        5 => {
-            let end = now + span;
-            world.record(|| format!("fault: Redis stands still for {span:?}"));
-            stage.conditions.disturb(end + settle, end + settle + response_timeout + RECONNECT);
-            stage.redis.stall(world.instant(end));
-        }
-        6 => {
-            let (is_empty, end) = (world.chance(50), now + world.duration(0, 800));
-            world.record(|| format!("fault: Redis restarts, empty: {is_empty}"));
-            stage.conditions.disturb(now + settle, end + settle + RECONNECT);
-            path.refuse(world.instant(end));
-            stage.redis.restart(is_empty);
-        }
-        7 => {
-            world.record(|| "fault: Redis closes connections".to_owned());
-            stage.conditions.disturb(now + settle, now + settle + RECONNECT);
-            stage.redis.kill(60);
-        }
-        8 => {
-            let jump = world.duration(1, 5000);
-            world.record(|| format!("fault: the clock jumps by {jump:?}"));
-            stage
-                .conditions
-                .disturb(now + jump + settle, now + jump + settle + response_timeout + RECONNECT);
-            advance(jump).await;
+            world.record(|| format!("fault: {sides:?} are held until {end:?}"));
+            let errors = end + settle + plan.response_timeout + reconnect(stage);
+            stage.conditions.disturb(end + settle, errors);
+            stage.servers.paths().for_each(|path| path.hold(sides, world.instant(end)));
         }
         _ => {
-            let most = world.between(20, 200);
-            world.record(|| format!("fault: delays of up to {most} ms for {span:?}"));
-            let end = now + span + ms(most) + settle;
-            stage.conditions.disturb(end, end + response_timeout + RECONNECT);
-            path.set_delay(0, most);
-            sleep(span).await;
-            path.set_delay(stage.plan.delay.0, stage.plan.delay.1);
+            world.record(|| "fault: the links lose everything".to_owned());
+            let seen = now + plan.ping_interval + 2 * plan.response_timeout + settle;
+            stage.conditions.disturb(seen, seen + reconnect(stage));
+            stage.conditions.lose(now);
+            stage.servers.paths().for_each(Path::lose);
         }
+    }
+}
+
+fn disturb_redis(stage: &Stage, fault: Fault) {
+    let (world, plan) = (&stage.world, &stage.plan);
+    let (now, settle) = (world.now(), 4 * longest(plan.delay));
+    match fault {
+        Fault::Standstill => {
+            let end = now + world.duration(5, plan.fault);
+            world.record(|| format!("fault: Redis stands still until {end:?}"));
+            let errors = end + settle + plan.response_timeout + reconnect(stage);
+            stage.conditions.disturb(end + settle, errors);
+            stage.servers.primary().stall(world.instant(end));
+        }
+        Fault::Restart => {
+            let (is_empty, end) = (world.chance(50), now + world.duration(0, 800));
+            world.record(|| format!("fault: Redis restarts, empty: {is_empty}"));
+            stage.conditions.disturb(now + settle, end + settle + reconnect(stage));
+            stage.servers.primary_path().refuse(world.instant(end));
+            stage.servers.restart(is_empty);
+        }
+        _ => {
+            world.record(|| "fault: Redis closes connections".to_owned());
+            stage.conditions.disturb(now + settle, now + settle + reconnect(stage));
+            stage.servers.primary().kill(60);
+        }
+    }
+}
+
+async fn disturb_time(stage: &Stage, fault: Fault) {
+    let (world, plan) = (&stage.world, &stage.plan);
+    let (now, settle) = (world.now(), 4 * longest(plan.delay));
+    if let Fault::Jump = fault {
+        let jump = world.duration(1, 5000);
+        world.record(|| format!("fault: the clock jumps by {jump:?}"));
+        let late = now + jump + settle;
+        let known = late + plan.ping_interval + reconnect(stage);
+        lock(&stage.epochs).delay_knowledge(now, known);
+        stage.conditions.disturb(late, late + plan.response_timeout + reconnect(stage));
+        advance(jump).await;
+        return;
+    }
+    let (most, span) = (world.between(20, 200), world.duration(5, plan.fault));
+    world.record(|| format!("fault: delays of up to {most} ms for {span:?}"));
+    let late = now + span + ms(most) + settle;
+    stage.conditions.disturb(late, late + plan.response_timeout + reconnect(stage));
+    stage.servers.paths().for_each(|path| path.set_delay(0, most));
+    sleep(span).await;
+    stage.servers.paths().for_each(|path| path.set_delay(plan.delay.0, plan.delay.1));
+}
+
+fn disturb_program(stage: &Stage, fault: Fault) {
+    let (world, plan) = (&stage.world, &stage.plan);
+    let (now, settle) = (world.now(), 4 * longest(plan.delay));
+    if let Fault::Crash = fault {
+        world.record(|| "fault: the program crashes".to_owned());
+        let errors = now + settle + plan.response_timeout + reconnect(stage);
+        stage.conditions.disturb(Duration::ZERO, errors);
+        stage.program.restart();
+    } else {
+        world.record(|| "fault: the program drops connections".to_owned());
+        stage.conditions.disturb(Duration::ZERO, now + settle);
+        stage.program.drop_connections(world, 40);
+    }
+}
+
+/// Begins a failover, if none runs. Other faults come meanwhile.
+fn fail_over(stage: &Stage) {
+    if !stage.servers.begin_failover() {
+        return;
+    }
+    let failover = Failover::choose(&stage.world);
+    stage.world.record(|| format!("fault: {failover:?}"));
+    let now = stage.world.now();
+    let known = stage.servers.blind(now + failover.known_to_all());
+    let known_by = known + 4 * longest(stage.plan.delay) + stage.plan.ping_interval + RESOLVE;
+    let errors = known_by + stage.plan.response_timeout + reconnect(stage);
+    stage.conditions.disturb(known_by, errors);
+    let stage = stage.clone();
+    tokio::spawn(async move {
+        stage.servers.fail_over(&failover, &stage.epochs, known_by).await;
+    });
+}
+
+/// Holds or cuts the connections to some sentinels, or to all.
+fn hide_sentinels(stage: &Stage) {
+    let (world, plan) = (&stage.world, &stage.plan);
+    let (now, settle) = (world.now(), 4 * longest(plan.delay));
+    let (percent, is_cut) = ([40, 100][world.index(2)], world.chance(40));
+    let end = now + if is_cut { Duration::ZERO } else { world.duration(5, plan.fault) };
+    world.record(|| format!("fault: {percent} % of the sentinels are hidden until {end:?}"));
+    let known = stage.servers.blind(end + settle + plan.ping_interval + reconnect(stage));
+    lock(&stage.epochs).delay_knowledge(now, known);
+    stage.conditions.disturb(known, known + plan.response_timeout + reconnect(stage));
+    for path in stage.servers.sentinel_paths().filter(|_| world.chance(percent)) {
+        if is_cut { path.cut(100) } else { path.hold(&[0, 1], world.instant(end)) }
     }
 }

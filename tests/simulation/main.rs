@@ -22,13 +22,17 @@ mod chance;
 mod clients;
 mod conditions;
 mod differential;
+mod epochs;
 mod faults;
 mod model;
 mod network;
 mod oracle;
+mod program;
 mod redis;
 mod resp;
 mod run;
+mod sentinel;
+mod servers;
 #[path = "../it/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the integration tests use the rest of the harness")]
 mod support;
@@ -125,12 +129,14 @@ fn seeds_hold() {
     let (wall, hours) = (begun.elapsed().as_secs_f64(), time.as_secs_f64() / 3600.0);
     eprintln!(
         "{} seeds: {hours:.2} virtual hours in {wall:.1} s, {:.1} virtual hours a minute; {reads} \
-         reads, {hits} from memory, {} errors, {} writes at Redis, {} faults, {} events",
+         reads, {hits} from memory, {} errors, {} writes at Redis, {} faults, {} failovers, {} \
+         events",
         outcomes.len(),
         hours * 60.0 / wall,
         sum(|one| one.errors),
         sum(|one| one.writes),
         sum(|one| one.faults),
+        sum(|one| one.failovers),
         sum(|one| one.events),
     );
     let failed: Vec<_> =
@@ -167,12 +173,14 @@ mod planted {
 
     /// The most seeds within which each fault has to be found.
     const MOST: u64 = 20;
-    const FAULTS: [Fault; 5] = [
+    const FAULTS: [Fault; 7] = [
         Fault::LateFlight,
         Fault::RemoveBeforeClose,
         Fault::LeaseBeforeFlush,
         Fault::IgnoredPushes(50),
         Fault::NoFence,
+        Fault::OutlivedFailover,
+        Fault::UnansweredLogin,
     ];
 
     pub(super) fn plant(name: &str) {

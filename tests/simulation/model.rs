@@ -1,5 +1,5 @@
-//! A model of one Redis 7.0: the commands that the proxy and the clients of a simulation send, with
-//! tracking and logical expiry.
+//! A model of one Redis, 7.0 or 8.0: the commands that the proxy and the clients of a simulation
+//! send, with tracking, logical expiry, users and the role of a primary or replica.
 //!
 //! It is a pure function of the commands and the time, and does no I/O. Its replies and pushes, and
 //! their order, are compared with a real redis-server by random commands
@@ -8,15 +8,24 @@
 //! A key that has expired is absent to each command at once, but it is deleted, and its readers get
 //! their push, only when a command finds it or the active expiry comes by. So it is in Redis.
 //!
-//! The model lacks: other types than strings and hashes, fields with a time to live, `WATCH`,
-//! scripts, blocking commands, pub/sub, databases beside 0, ACL rules beside the default user's,
-//! `BCAST`, `OPTIN`, `OPTOUT`, `NOLOOP` and `REDIRECT` of tracking, the limit of its table, the
-//! eviction of keys, replication, sentinels and clusters.
+//! A replica runs the commands of its primary again ([`Model::replay`]), and serves no data before
+//! it is promoted.
+//!
+//! The model lacks: other types than strings and hashes, `WATCH`, scripts, blocking commands,
+//! pub/sub, databases beside 0, ACL rules beside those of two users, `BCAST`, `OPTIN`, `OPTOUT`,
+//! `NOLOOP` and `REDIRECT` of tracking, the limit of its table, the eviction of keys, the protocol
+//! of replication, and clusters.
+
+mod admin;
+mod commands;
+mod hashes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::mem::take;
 
+use self::commands::{Kind, Spec};
+use self::hashes::{Fields, flat};
 use super::resp::{Protocol, bulk};
 
 pub(super) type Key = Vec<u8>;
@@ -24,9 +33,10 @@ pub(super) type Key = Vec<u8>;
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Text(Vec<u8>),
-    Hash(BTreeMap<Vec<u8>, Vec<u8>>),
+    Hash(Fields),
 }
 
+#[derive(Clone)]
 struct Entry {
     value: Value,
     /// The time of its end, in milliseconds.
@@ -39,10 +49,58 @@ pub(super) struct Change {
     pub(super) key: Key,
     /// The value as one text; `None`: the key is absent.
     pub(super) content: Option<Vec<u8>>,
-    pub(super) expires_at: Option<u64>,
+    /// What becomes of it with time: the milliseconds of each end, and the content behind it.
+    pub(super) later: Vec<(u64, Option<Vec<u8>>)>,
+}
+
+/// The version of a Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Version {
+    /// 7.0, in which fields have no time to live, and every login gets a reply.
+    #[default]
+    Seven,
+    /// 8.0.
+    Eight,
+}
+
+/// Whether Redis requires a login.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Access {
+    #[default]
+    Open,
+    /// There are two [`USERS`].
+    Users,
+}
+
+/// A user with its password, and the first letter of the keys that it may use; `None`: all.
+pub(super) struct User {
+    pub(super) name: &'static str,
+    pub(super) password: &'static str,
+    keys: Option<u8>,
+}
+
+impl User {
+    pub(super) fn may_use(&self, key: &[u8]) -> bool {
+        self.keys.is_none_or(|first| key.first() == Some(&first))
+    }
+}
+
+/// The users of a Redis that requires a login.
+pub(super) const USERS: [User; 2] = [
+    User { name: "default", password: "secret", keys: None },
+    User { name: "alice", password: "wonder", keys: Some(b's') },
+];
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Role {
+    #[default]
+    Primary,
+    Replica,
 }
 
 struct Client {
+    /// `None`: it has not logged in.
+    user: Option<&'static User>,
     protocol: Protocol,
     is_tracking: bool,
     /// The commands behind `MULTI`.
@@ -54,6 +112,9 @@ struct Client {
 /// A Redis.
 #[derive(Default)]
 pub(super) struct Model {
+    version: Version,
+    access: Access,
+    role: Role,
     keys: BTreeMap<Key, Entry>,
     clients: BTreeMap<u64, Client>,
     /// The clients that have read each key.
@@ -64,82 +125,16 @@ pub(super) struct Model {
     next_client: u64,
     now: u64,
     changes: Vec<Change>,
-}
-
-/// The facts about a command.
-struct Spec {
-    name: &'static str,
-    arity: i64,
-    is_read: bool,
-    /// The first and last key and the step between keys, as `COMMAND INFO` has them.
-    keys: (i64, i64, i64),
-}
-
-const fn spec(name: &'static str, arity: i64, is_read: bool, keys: (i64, i64, i64)) -> Spec {
-    Spec { name, arity, is_read, keys }
-}
-
-const NO_KEYS: (i64, i64, i64) = (0, 0, 0);
-const ONE_KEY: (i64, i64, i64) = (1, 1, 1);
-const ALL_KEYS: (i64, i64, i64) = (1, -1, 1);
-
-const COMMANDS: [Spec; 34] = [
-    spec("acl", -2, false, NO_KEYS),
-    spec("auth", -2, false, NO_KEYS),
-    spec("client", -2, false, NO_KEYS),
-    spec("command", -1, false, NO_KEYS),
-    spec("config", -2, false, NO_KEYS),
-    spec("del", -2, false, ALL_KEYS),
-    spec("discard", 1, false, NO_KEYS),
-    spec("echo", 2, false, NO_KEYS),
-    spec("exec", 1, false, NO_KEYS),
-    spec("exists", -2, true, ALL_KEYS),
-    spec("expire", -3, false, ONE_KEY),
-    spec("flushall", -1, false, NO_KEYS),
-    spec("get", 2, true, ONE_KEY),
-    spec("hdel", -3, false, ONE_KEY),
-    spec("hello", -1, false, NO_KEYS),
-    spec("hget", 3, true, ONE_KEY),
-    spec("hgetall", 2, true, ONE_KEY),
-    spec("hlen", 2, true, ONE_KEY),
-    spec("hset", -4, false, ONE_KEY),
-    spec("info", -1, false, NO_KEYS),
-    spec("mget", -2, true, ALL_KEYS),
-    spec("mset", -3, false, (1, -1, 2)),
-    spec("multi", 1, false, NO_KEYS),
-    spec("persist", 2, false, ONE_KEY),
-    spec("pexpire", -3, false, ONE_KEY),
-    spec("ping", -1, false, NO_KEYS),
-    spec("pttl", 2, true, ONE_KEY),
-    spec("role", 1, false, NO_KEYS),
-    spec("select", 2, false, NO_KEYS),
-    spec("set", -3, false, ONE_KEY),
-    spec("strlen", 2, true, ONE_KEY),
-    spec("ttl", 2, true, ONE_KEY),
-    spec("type", 2, true, ONE_KEY),
-    spec("unlink", -2, false, ALL_KEYS),
-];
-
-impl Spec {
-    fn find(name: &[u8]) -> Option<&'static Self> {
-        COMMANDS.iter().find(|spec| name.eq_ignore_ascii_case(spec.name.as_bytes()))
-    }
-
-    fn accepts(&self, arguments: usize) -> bool {
-        let arguments = i64::try_from(arguments).unwrap_or(i64::MAX);
-        if self.arity < 0 { arguments >= -self.arity } else { arguments == self.arity }
-    }
-
-    fn keys<'a>(&self, command: &'a [Vec<u8>]) -> Vec<&'a Vec<u8>> {
-        let (first, last, step) = self.keys;
-        let last = if last < 0 { command.len() } else { usize::try_from(last).unwrap_or(0) + 1 };
-        let (first, step) =
-            (usize::try_from(first).unwrap_or(0), usize::try_from(step).unwrap_or(0));
-        if first == 0 { Vec::new() } else { command[first..last].iter().step_by(step).collect() }
-    }
+    /// The writes that have run, for a replica.
+    executed: Vec<Vec<Vec<u8>>>,
 }
 
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+const NO_PERMISSION_7: &str = "NOPERM this user has no permissions to access one of the keys used \
+    as arguments";
+const NO_PERMISSION_8: &str = "NOPERM No permissions to access a key";
+const MASTER_DOWN: &str = "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is \
+    set to 'no'.";
 const SYNTAX: &str = "ERR syntax error";
 const NOT_A_NUMBER: &str = "ERR value is not an integer or out of range";
 
@@ -147,10 +142,15 @@ const NOT_A_NUMBER: &str = "ERR value is not an integer or out of range";
 type Outcome = Result<(), String>;
 
 impl Model {
+    pub(super) fn new(version: Version, access: Access) -> Self {
+        Self { version, access, ..Self::default() }
+    }
+
     /// Connects a client, and returns its number.
     pub(super) fn connect(&mut self) -> u64 {
         self.next_client += 1;
         let client = Client {
+            user: (self.access == Access::Open).then_some(&USERS[0]),
             protocol: Protocol::Resp2,
             is_tracking: false,
             queued: None,
@@ -178,6 +178,43 @@ impl Model {
     pub(super) fn with_output(&self) -> Vec<u64> {
         let waiting = self.clients.iter().filter(|(_, client)| !client.output.is_empty());
         waiting.map(|(id, _)| *id).collect()
+    }
+
+    /// Returns the writes that have run since the last call.
+    pub(super) fn take_executed(&mut self) -> Vec<Vec<Vec<u8>>> {
+        take(&mut self.executed)
+    }
+
+    /// Connects a client that is logged in as the default user.
+    pub(super) fn connect_logged_in(&mut self) -> u64 {
+        let client = self.connect();
+        self.client_of(client).user = Some(&USERS[0]);
+        client
+    }
+
+    /// Runs a write of the primary, at the time at which it ran there.
+    pub(super) fn replay(&mut self, command: &[Vec<u8>], now: u64) {
+        let client = self.connect_logged_in();
+        (self.current, self.now) = (client, now);
+        let spec = Spec::find(&command[0], self.version).expect("the primary knows it");
+        _ = self.dispatch(spec.name, command);
+        self.disconnect(client);
+        self.changes.clear();
+        self.deferred.clear();
+    }
+
+    /// Becomes a replica with the data of `primary`. All clients are disconnected.
+    pub(super) fn follow(&mut self, primary: &Self) {
+        self.restart();
+        self.role = Role::Replica;
+        self.keys.clone_from(&primary.keys);
+        self.executed.clear();
+    }
+
+    /// Becomes a primary. Returns its data at `now`, as changes.
+    pub(super) fn promote(&mut self, now: u64) -> Vec<Change> {
+        (self.role, self.now) = (Role::Primary, now);
+        self.keys.keys().map(|key| self.change_of(key)).collect()
     }
 
     /// Returns the changes of keys since the last call.
@@ -211,9 +248,7 @@ impl Model {
 
     /// Drops all keys and clients, as a restart without a saved file does.
     pub(super) fn restart_empty(&mut self) {
-        for key in take(&mut self.keys).into_keys() {
-            self.changes.push(Change { key, content: None, expires_at: None });
-        }
+        self.drop_keys();
         self.restart();
     }
 
@@ -223,8 +258,18 @@ impl Model {
         self.readers.clear();
     }
 
+    fn drop_keys(&mut self) {
+        for key in take(&mut self.keys).into_keys() {
+            self.changes.push(Change { key, content: None, later: Vec::new() });
+        }
+    }
+
     fn client(&mut self) -> &mut Client {
-        self.clients.get_mut(&self.current).expect("a client runs a command")
+        self.client_of(self.current)
+    }
+
+    fn client_of(&mut self, client: u64) -> &mut Client {
+        self.clients.get_mut(&client).expect("a client runs a command")
     }
 
     fn write(&mut self, bytes: &[u8]) {
@@ -270,9 +315,10 @@ impl Model {
     }
 
     fn run_or_queue(&mut self, command: &[Vec<u8>]) -> Outcome {
-        let checked = check(command);
+        let checked = check(command, self.version);
         let is_queued = self.client().queued.is_some();
-        let spec = match checked {
+        let permitted = checked.and_then(|spec| self.permit(spec, command).map(|()| spec));
+        let spec = match permitted {
             Ok(spec) => spec,
             Err(error) => {
                 self.client().is_aborted |= is_queued;
@@ -287,10 +333,35 @@ impl Model {
         self.call(spec, command)
     }
 
+    /// Whether the client may run a command here.
+    fn permit(&mut self, spec: &Spec, command: &[Vec<u8>]) -> Outcome {
+        let has_data = spec.kind != Kind::Other;
+        match self.client().user {
+            None if !["auth", "hello"].contains(&spec.name) => {
+                return Err("NOAUTH Authentication required.".to_owned());
+            }
+            Some(user) if !spec.keys(command).iter().all(|key| user.may_use(key)) => {
+                return Err(match self.version {
+                    Version::Seven => NO_PERMISSION_7,
+                    Version::Eight => NO_PERMISSION_8,
+                }
+                .to_owned());
+            }
+            _ => {}
+        }
+        if self.role == Role::Replica && has_data {
+            return Err(MASTER_DOWN.to_owned());
+        }
+        Ok(())
+    }
+
     /// Runs a command, and remembers what it has read.
     fn call(&mut self, spec: &Spec, command: &[Vec<u8>]) -> Outcome {
         let outcome = self.dispatch(spec.name, command);
-        if spec.is_read && self.client().is_tracking {
+        if spec.kind == Kind::Write {
+            self.executed.push(command.to_vec());
+        }
+        if spec.kind == Kind::Read && self.client().is_tracking {
             for key in spec.keys(command) {
                 self.readers.entry(key.clone()).or_default().insert(self.current);
             }
@@ -303,7 +374,9 @@ impl Model {
             "get" | "mget" | "exists" | "strlen" | "ttl" | "pttl" | "type" => {
                 self.read(name, command)
             }
-            "hget" | "hgetall" | "hlen" | "hset" | "hdel" => self.hash(name, command),
+            "hget" | "hgetall" | "hlen" | "hset" | "hdel" | "hpexpire" | "hpttl" | "hpersist" => {
+                self.hash(name, command)
+            }
             "set" => self.set(command),
             "mset" => self.mset(command),
             "del" | "unlink" => self.del(&command[1..]),
@@ -385,50 +458,6 @@ impl Model {
         }
     }
 
-    fn hash(&mut self, name: &str, command: &[Vec<u8>]) -> Outcome {
-        let key = &command[1];
-        let mut fields = match self.find(key).map(|entry| &entry.value) {
-            None => BTreeMap::new(),
-            Some(Value::Hash(fields)) => fields.clone(),
-            Some(Value::Text(_)) => return Err(WRONG_TYPE.to_owned()),
-        };
-        match name {
-            "hget" => self.optional(fields.remove(&command[2])),
-            "hlen" => return self.integer(i64::try_from(fields.len()).unwrap_or(0)),
-            "hgetall" => {
-                self.head('%', fields.len());
-                for (name, value) in fields {
-                    self.bulk(&name);
-                    self.bulk(&value);
-                }
-            }
-            "hset" => {
-                if !command.len().is_multiple_of(2) {
-                    return Err(wrong_arity("hset"));
-                }
-                let pairs = command[2..].chunks(2);
-                let added =
-                    pairs.filter(|pair| fields.insert(pair[0].clone(), pair[1].clone()).is_none());
-                let added = added.count();
-                let expires_at = self.keys.get(key).and_then(|entry| entry.expires_at);
-                self.store(key, Value::Hash(fields), expires_at);
-                return self.integer(i64::try_from(added).unwrap_or(0));
-            }
-            _ => {
-                let removed =
-                    command[2..].iter().filter(|name| fields.remove(*name).is_some()).count();
-                if removed > 0 && fields.is_empty() {
-                    self.remove(key);
-                } else if removed > 0 {
-                    let expires_at = self.keys.get(key).and_then(|entry| entry.expires_at);
-                    self.store(key, Value::Hash(fields), expires_at);
-                }
-                return self.integer(i64::try_from(removed).unwrap_or(0));
-            }
-        }
-        Ok(())
-    }
-
     fn store(&mut self, key: &[u8], value: Value, expires_at: Option<u64>) {
         self.keys.insert(key.to_vec(), Entry { value, expires_at });
         self.changed(key);
@@ -441,20 +470,32 @@ impl Model {
 
     /// Reports a change of `key` to its readers and to the oracle.
     fn changed(&mut self, key: &[u8]) {
-        let entry = self.keys.get(key);
-        let content = entry.map(|entry| match &entry.value {
-            Value::Text(text) => text.clone(),
-            Value::Hash(fields) => {
-                let pairs: Vec<_> = fields
-                    .iter()
-                    .map(|(name, value)| [&name[..], &value[..]].join(&b'='))
-                    .collect();
-                pairs.join(&b' ')
-            }
-        });
-        let expires_at = entry.and_then(|entry| entry.expires_at);
-        self.changes.push(Change { key: key.to_vec(), content, expires_at });
+        let change = self.change_of(key);
+        self.changes.push(change);
         self.invalidate(key);
+    }
+
+    /// Returns the state of a key as a change.
+    fn change_of(&self, key: &[u8]) -> Change {
+        let entry = self.keys.get(key);
+        let expires_at = entry.and_then(|entry| entry.expires_at);
+        let (content, mut later) = match entry.map(|entry| &entry.value) {
+            None => (None, Vec::new()),
+            Some(Value::Text(text)) => (Some(text.clone()), Vec::new()),
+            Some(Value::Hash(fields)) => {
+                let live = fields.values().filter(|field| !field.is_over(self.now));
+                let mut ends: Vec<_> = live.filter_map(|field| field.expires_at).collect();
+                ends.sort_unstable();
+                ends.dedup();
+                let later = ends.into_iter().map(|end| (end, flat(fields, end + 1)));
+                (flat(fields, self.now), later.collect())
+            }
+        };
+        if let Some(end) = expires_at {
+            later.retain(|(earlier, _)| *earlier < end);
+            later.push((end, None));
+        }
+        Change { key: key.to_vec(), content, later }
     }
 
     fn invalidate(&mut self, key: &[u8]) {
@@ -554,12 +595,11 @@ impl Model {
         if command.len() > 1 {
             return Err(SYNTAX.to_owned());
         }
-        for key in take(&mut self.keys).into_keys() {
-            self.changes.push(Change { key, content: None, expires_at: None });
-        }
+        self.drop_keys();
         self.readers.clear();
         for client in self.clients.keys().copied().collect::<Vec<_>>() {
-            if client == self.current {
+            // Redis 8.0 sends it before the reply.
+            if client == self.current && self.version == Version::Seven {
                 self.deferred.push(None);
             } else {
                 self.push(client, None);
@@ -588,7 +628,8 @@ impl Model {
             (_, Some(commands)) => {
                 self.write(format!("*{}\r\n", commands.len()).as_bytes());
                 for command in commands {
-                    let spec = Spec::find(&command[0]).expect("a queued command is known");
+                    let spec = Spec::find(&command[0], self.version);
+                    let spec = spec.expect("a queued command is known");
                     if let Err(error) = self.call(spec, &command) {
                         self.write(format!("-{error}\r\n").as_bytes());
                     }
@@ -597,158 +638,12 @@ impl Model {
             }
         }
     }
-
-    fn administer(&mut self, name: &str, command: &[Vec<u8>]) -> Outcome {
-        let words: Vec<_> =
-            command.iter().map(|word| String::from_utf8_lossy(word).to_lowercase()).collect();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        match (name, &words[1..]) {
-            ("ping", []) => self.write(b"+PONG\r\n"),
-            ("ping" | "echo", [_]) => self.bulk(&command[1]),
-            ("hello", rest) => return self.hello(rest),
-            ("auth", ["default", _])
-            | ("select", ["0"])
-            | ("client", ["setname" | "no-evict", _]) => return self.ok(),
-            ("auth", [_, _]) => {
-                return Err(
-                    "WRONGPASS invalid username-password pair or user is disabled.".to_owned()
-                );
-            }
-            ("client", ["id"]) => return self.integer(i64::try_from(self.current).unwrap_or(0)),
-            ("client", ["tracking", state]) => return self.track(state),
-            ("client", ["trackinginfo"]) => self.tracking_info(),
-            ("client", [other, ..]) => {
-                return Err(format!("ERR unknown subcommand '{other}'. Try CLIENT HELP."));
-            }
-            ("config", ["get", "tracking-table-max-keys"]) => {
-                self.head('%', 1);
-                self.bulk(b"tracking-table-max-keys");
-                self.bulk(b"1000000");
-            }
-            ("acl", ["getuser", "default"]) => self.user(),
-            ("command", ["info", names @ ..]) => self.command_info(names),
-            ("info", sections) => self.info(sections),
-            ("role", []) => self.write(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
-            _ => return Err(format!("ERR the model does not know this form of '{name}'")),
-        }
-        Ok(())
-    }
-
-    fn hello(&mut self, rest: &[&str]) -> Outcome {
-        match rest {
-            [] => {}
-            ["2", ..] => self.client().protocol = Protocol::Resp2,
-            ["3", ..] => self.client().protocol = Protocol::Resp3,
-            _ => return Err("NOPROTO unsupported protocol version".to_owned()),
-        }
-        let protocol = if self.client().protocol == Protocol::Resp3 { 3 } else { 2 };
-        let id = self.current;
-        self.head('%', 7);
-        for (name, value) in [("server", "redis"), ("version", "7.0.15")] {
-            self.bulk(name.as_bytes());
-            self.bulk(value.as_bytes());
-        }
-        self.bulk(b"proto");
-        self.integer(protocol)?;
-        self.bulk(b"id");
-        self.integer(i64::try_from(id).unwrap_or(0))?;
-        for (name, value) in [("mode", "standalone"), ("role", "master")] {
-            self.bulk(name.as_bytes());
-            self.bulk(value.as_bytes());
-        }
-        self.bulk(b"modules");
-        self.head('*', 0);
-        Ok(())
-    }
-
-    fn track(&mut self, state: &str) -> Outcome {
-        match state {
-            "on" => self.client().is_tracking = true,
-            "off" => self.client().is_tracking = false,
-            _ => return Err(SYNTAX.to_owned()),
-        }
-        self.ok()
-    }
-
-    fn tracking_info(&mut self) {
-        let is_on = self.client().is_tracking;
-        self.head('%', 3);
-        self.bulk(b"flags");
-        self.head('~', 1);
-        self.bulk(if is_on { b"on" } else { b"off" });
-        self.bulk(b"redirect");
-        self.write(if is_on { b":0\r\n" } else { b":-1\r\n" });
-        self.bulk(b"prefixes");
-        self.head('*', 0);
-    }
-
-    fn user(&mut self) {
-        self.head('%', 6);
-        self.bulk(b"flags");
-        self.head('~', 2);
-        self.bulk(b"on");
-        self.bulk(b"nopass");
-        self.bulk(b"passwords");
-        self.head('*', 0);
-        for (name, rules) in [("commands", "+@all"), ("keys", "~*"), ("channels", "&*")] {
-            self.bulk(name.as_bytes());
-            self.bulk(rules.as_bytes());
-        }
-        self.bulk(b"selectors");
-        self.head('*', 0);
-    }
-
-    /// Writes what the proxy looks at: names, flags, the first key, tips and key specifications.
-    fn command_info(&mut self, names: &[&str]) {
-        self.head('*', names.len());
-        for name in names {
-            let Some(spec) = Spec::find(name.as_bytes()) else {
-                self.null();
-                continue;
-            };
-            self.head('*', 10);
-            self.bulk(spec.name.as_bytes());
-            _ = self.integer(spec.arity);
-            let flag = if spec.is_read { "readonly" } else { "write" };
-            self.head('~', 1);
-            self.write(format!("+{flag}\r\n").as_bytes());
-            let (first, last, step) = spec.keys;
-            for number in [first, last, step] {
-                _ = self.integer(number);
-            }
-            // The categories, tips, key specifications and subcommands.
-            for kind in ['~', '*', '*', '*'] {
-                self.head(kind, 0);
-            }
-        }
-    }
-
-    fn info(&mut self, sections: &[&str]) {
-        let has = |name| sections.is_empty() || sections.contains(&name);
-        let mut text = String::new();
-        if has("server") {
-            text += "# Server\r\nredis_version:7.0.15\r\nexecutable:/usr/bin/redis-server\r\n";
-        }
-        if has("keyspace") {
-            let expiring = self.keys.values().filter(|entry| entry.expires_at.is_some()).count();
-            text += if text.is_empty() { "# Keyspace\r\n" } else { "\r\n# Keyspace\r\n" };
-            if !self.keys.is_empty() {
-                let keys = self.keys.len();
-                _ = write!(text, "db0:keys={keys},expires={expiring},avg_ttl=0\r\n");
-            }
-        }
-        if self.client().protocol == Protocol::Resp3 {
-            self.write(format!("={}\r\ntxt:{text}\r\n", text.len() + 4).as_bytes());
-        } else {
-            self.bulk(text.as_bytes());
-        }
-    }
 }
 
 /// Returns the facts of a command that Redis knows, with as many arguments as it demands.
-fn check(command: &[Vec<u8>]) -> Result<&'static Spec, String> {
+fn check(command: &[Vec<u8>], version: Version) -> Result<&'static Spec, String> {
     let name = String::from_utf8_lossy(&command[0]).into_owned();
-    let Some(spec) = Spec::find(&command[0]) else {
+    let Some(spec) = Spec::find(&command[0], version) else {
         let mut arguments = String::new();
         for argument in &command[1..] {
             _ = write!(arguments, "'{}' ", String::from_utf8_lossy(argument));

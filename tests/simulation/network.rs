@@ -6,7 +6,7 @@
 //! either direction, refuse connections, cut its links at any byte, or lose everything that its
 //! links carry from then on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -194,10 +194,23 @@ impl Path {
     }
 }
 
-impl SimulatedNetwork for Path {
-    fn connect(&self, _: &ConnectionAddr) -> Connecting {
-        let path = self.clone();
-        Box::pin(async move { Ok(Box::new(Path::connect(&path).await?) as Box<dyn Stream>) })
+/// The paths to several hosts, by host and port.
+#[derive(Clone, Default)]
+pub(super) struct Hosts(BTreeMap<String, Path>);
+
+impl Hosts {
+    pub(super) fn add(&mut self, address: &str, path: &Path) {
+        self.0.insert(address.to_owned(), path.clone());
+    }
+}
+
+impl SimulatedNetwork for Hosts {
+    fn connect(&self, addr: &ConnectionAddr) -> Connecting {
+        let path = self.0.get(&addr.node()).cloned();
+        Box::pin(async move {
+            let path = path.ok_or(ErrorKind::AddrNotAvailable)?;
+            Ok(Box::new(path.connect().await?) as Box<dyn Stream>)
+        })
     }
 }
 

@@ -1,8 +1,8 @@
 //! The oracle: the history of each key, and the judgement of reads.
 //!
-//! Model: the life of a key is a sequence of states, each a text or an absence. A state begins when
-//! the model of Redis runs a command, or at the end of a time to live, to the nanosecond of virtual
-//! time. So no doubt favours the proxy, as it must with a real Redis. A reply may stand for each
+//! Model: the life of a key at one primary is a sequence of states, each a text or an absence. A
+//! state begins when the model of Redis runs a command, or at the end of a time to live, to the
+//! nanosecond of virtual time. So no doubt favours the proxy, as it must with a real Redis. A reply may stand for each
 //! state with its content. It is
 //! right if one of them
 //!
@@ -18,11 +18,14 @@ use super::model::Key;
 /// The age at which superseded states are forgotten. Any bound is shorter.
 const MEMORY: Duration = Duration::from_secs(60);
 
+/// What becomes of a content with time: each end, and the content behind it.
+pub(super) type Later = Vec<(Duration, Option<Vec<u8>>)>;
+
 struct State {
     content: Option<Vec<u8>>,
     begin: Duration,
     end: Option<Duration>,
-    expires_at: Option<Duration>,
+    later: Later,
 }
 
 struct KeyHistory {
@@ -33,19 +36,27 @@ struct KeyHistory {
 
 impl Default for KeyHistory {
     fn default() -> Self {
-        let absent = State { content: None, begin: Duration::ZERO, end: None, expires_at: None };
-        Self { states: vec![absent], forgotten: 0 }
+        Self::new(None, Later::new())
     }
 }
 
 impl KeyHistory {
-    /// Begins the absence of a value that has expired.
+    fn new(content: Option<Vec<u8>>, later: Later) -> Self {
+        let first = State { content, begin: Duration::ZERO, end: None, later };
+        Self { states: vec![first], forgotten: 0 }
+    }
+
+    /// Begins the states behind the ends that are over.
     fn settle(&mut self, now: Duration) {
-        let last = self.states.last_mut().expect("a state");
-        if let Some(end) = last.expires_at.filter(|end| *end <= now) {
+        loop {
+            let last = self.states.last_mut().expect("a state");
+            if last.later.first().is_none_or(|(end, _)| *end > now) {
+                return;
+            }
+            let (end, content) = last.later.remove(0);
+            let later = std::mem::take(&mut last.later);
             last.end = Some(end);
-            last.expires_at = None;
-            self.states.push(State { content: None, begin: end, end: None, expires_at: None });
+            self.states.push(State { content, begin: end, end: None, later });
         }
     }
 
@@ -75,24 +86,29 @@ pub(super) struct Read<'a> {
 pub(super) struct History(BTreeMap<Key, KeyHistory>);
 
 impl History {
-    /// Records that a key has this content from now on, perhaps with an end.
+    /// Begins with this content of a key.
+    pub(super) fn begin(&mut self, key: &[u8], content: Option<Vec<u8>>, later: Later) {
+        self.0.insert(key.to_vec(), KeyHistory::new(content, later));
+    }
+
+    /// Records that a key has this content from now on.
     pub(super) fn change(
         &mut self,
         key: &[u8],
         content: Option<Vec<u8>>,
-        expires_at: Option<Duration>,
+        later: Later,
         now: Duration,
     ) {
         let history = self.0.entry(key.to_vec()).or_default();
         history.settle(now);
         let last = history.states.last_mut().expect("a state");
         if last.content == content {
-            last.expires_at = expires_at;
+            last.later = later;
             return;
         }
         last.end = Some(now);
-        last.expires_at = None;
-        history.states.push(State { content, begin: now, end: None, expires_at });
+        last.later.clear();
+        history.states.push(State { content, begin: now, end: None, later });
         history.forget(now);
     }
 
@@ -109,6 +125,26 @@ impl History {
     pub(super) fn number_of(&self, key: &[u8], content: &[u8]) -> Option<usize> {
         let history = self.0.get(key)?;
         let is_it = |state: &State| state.content.as_deref() == Some(content);
+        Some(history.forgotten + history.states.iter().rposition(is_it)?)
+    }
+
+    /// Returns the content of a key at `now`.
+    pub(super) fn content(&mut self, key: &[u8], now: Duration) -> Option<Vec<u8>> {
+        let history = self.0.get_mut(key)?;
+        history.settle(now);
+        history.states.last().and_then(|state| state.content.clone())
+    }
+
+    /// Returns the number of the last state with this content that has begun at `now`.
+    pub(super) fn last_with(
+        &mut self,
+        key: &[u8],
+        content: Option<&[u8]>,
+        now: Duration,
+    ) -> Option<usize> {
+        let history = self.0.get_mut(key)?;
+        history.settle(now);
+        let is_it = |state: &State| state.content.as_deref() == content && state.begin <= now;
         Some(history.forgotten + history.states.iter().rposition(is_it)?)
     }
 
@@ -167,8 +203,8 @@ mod tests {
     /// Returns a key that is `a` from 10 ms on and `b` from 20 ms on, until it ends at 30 ms.
     fn history() -> History {
         let mut history = History::default();
-        history.change(KEY, Some(b"a".to_vec()), None, ms(10));
-        history.change(KEY, Some(b"b".to_vec()), Some(ms(30)), ms(20));
+        history.change(KEY, Some(b"a".to_vec()), Later::new(), ms(10));
+        history.change(KEY, Some(b"b".to_vec()), vec![(ms(30), None)], ms(20));
         history
     }
 
@@ -206,9 +242,20 @@ mod tests {
     #[test]
     fn changed_end_replaces_the_previous_one() {
         let mut history = history();
-        history.change(KEY, Some(b"b".to_vec()), None, ms(25));
+        history.change(KEY, Some(b"b".to_vec()), Later::new(), ms(25));
         let (sent, arrived, bound) = (ms(90), ms(91), ms(0));
         let read = Read { key: KEY, content: Some(b"b"), sent, arrived, seen: 2, bound };
         assert_eq!(history.judge(&read), Ok(2));
+    }
+
+    #[test]
+    fn fields_end_one_after_the_other() {
+        let mut history = History::default();
+        let later = vec![(ms(20), Some(b"g=2".to_vec())), (ms(30), None)];
+        history.change(KEY, Some(b"f=1 g=2".to_vec()), later, ms(10));
+        assert_eq!(history.content(KEY, ms(19)), Some(b"f=1 g=2".to_vec()));
+        assert_eq!(history.content(KEY, ms(20)), Some(b"g=2".to_vec()));
+        assert_eq!(history.content(KEY, ms(31)), None);
+        assert_eq!(history.last_with(KEY, Some(b"g=2"), ms(31)), Some(2));
     }
 }

@@ -1,7 +1,7 @@
 //! The model of Redis as a host of the network: it accepts connections, runs commands, expires
-//! keys, stands still and restarts.
+//! keys, stands still, restarts, and is a primary or a replica.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -12,10 +12,12 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::model::Model;
+use super::epochs::Content;
+use super::model::{Change, Model};
 use super::network::End;
 use super::oracle::History;
 use super::resp::take_command;
+use super::servers::Logged;
 use super::world::{World, lock, ms};
 
 /// The interval of the active expiry.
@@ -32,7 +34,10 @@ pub(super) struct Redis(Arc<Shared>);
 struct Shared {
     world: World,
     model: Mutex<Model>,
-    history: Arc<Mutex<History>>,
+    /// The history of its epoch; `None`: it is a replica.
+    history: Mutex<Option<Arc<Mutex<History>>>>,
+    /// The writes since its replica was given the data; `None`: it has no replica.
+    log: Mutex<Option<VecDeque<Logged>>>,
     wakers: Mutex<BTreeMap<u64, Waker>>,
     /// The time until which nothing runs.
     stalled_until: Mutex<Option<Instant>>,
@@ -43,15 +48,15 @@ struct Shared {
 impl Redis {
     pub(super) fn start(
         world: &World,
-        history: Arc<Mutex<History>>,
+        mut model: Model,
         mut ends: mpsc::UnboundedReceiver<End>,
     ) -> Self {
-        let mut model = Model::default();
-        let writer = Mutex::new(model.connect());
+        let writer = Mutex::new(model.connect_logged_in());
         let redis = Self(Arc::new(Shared {
             world: world.clone(),
             model: Mutex::new(model),
-            history,
+            history: Mutex::default(),
+            log: Mutex::default(),
             wakers: Mutex::default(),
             stalled_until: Mutex::default(),
             writer,
@@ -67,7 +72,42 @@ impl Redis {
     }
 
     fn millis(&self) -> u64 {
-        EPOCH + u64::try_from(self.0.world.now().as_millis()).unwrap_or(0)
+        millis(self.0.world.now())
+    }
+
+    /// Records its changes in this history.
+    pub(super) fn lead(&self, history: Arc<Mutex<History>>) {
+        *lock(&self.0.history) = Some(history);
+    }
+
+    /// Whether it is a primary.
+    pub(super) fn leads(&self) -> bool {
+        lock(&self.0.history).is_some()
+    }
+
+    /// Becomes a replica of `primary`, with its data. All clients are disconnected.
+    pub(super) fn follow(&self, primary: &Self) {
+        let mut model = lock(&self.0.model);
+        model.follow(&lock(&primary.0.model));
+        *lock(&self.0.writer) = model.connect_logged_in();
+        drop(model);
+        (*lock(&self.0.history), *lock(&self.0.log)) = (None, None);
+        *lock(&primary.0.log) = Some(VecDeque::new());
+        self.wake_all();
+    }
+
+    /// Takes the writes since the replica was given the data. From now on none are kept.
+    pub(super) fn take_log(&self) -> VecDeque<Logged> {
+        lock(&self.0.log).take().unwrap_or_default()
+    }
+
+    /// Becomes a primary once it has run these writes. Returns its data.
+    pub(super) fn promote(&self, writes: VecDeque<Logged>) -> Vec<Content> {
+        let mut model = lock(&self.0.model);
+        for (at, command) in writes {
+            model.replay(&command, millis(at));
+        }
+        model.promote(self.millis()).into_iter().map(content).collect()
     }
 
     /// Runs a command of a writer. `false`: Redis stands still.
@@ -109,9 +149,13 @@ impl Redis {
         } else {
             model.restart();
         }
-        *lock(&self.0.writer) = model.connect();
+        *lock(&self.0.writer) = model.connect_logged_in();
         drop(model);
         self.apply_changes();
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         for waker in std::mem::take(&mut *lock(&self.0.wakers)).into_values() {
             waker.wake();
         }
@@ -131,6 +175,13 @@ impl Redis {
                     lock(&self.0.model).expire(&key, now);
                 }
             }
+            let hashes = lock(&self.0.model).with_expired_fields(now);
+            for key in hashes {
+                if self.0.world.chance(EXPIRY_CHANCE) {
+                    self.0.world.record(|| format!("fields of {} expired", key.escape_ascii()));
+                    lock(&self.0.model).expire_fields(&key, now);
+                }
+            }
             self.wake_receivers();
         }
     }
@@ -148,10 +199,16 @@ impl Redis {
 
     fn apply_changes(&self) {
         let now = self.0.world.now();
-        for change in lock(&self.0.model).take_changes() {
-            // A key is still there in the millisecond of its end.
-            let expires_at = change.expires_at.map(|end| ms(end + 1 - EPOCH));
-            lock(&self.0.history).change(&change.key, change.content, expires_at, now);
+        let (changes, writes) = {
+            let mut model = lock(&self.0.model);
+            (model.take_changes(), model.take_executed())
+        };
+        if let Some(log) = &mut *lock(&self.0.log) {
+            log.extend(writes.into_iter().map(|command| (now, command)));
+        }
+        let Some(history) = lock(&self.0.history).clone() else { return };
+        for Content { key, content, later } in changes.into_iter().map(content) {
+            lock(&history).change(&key, content, later, now);
         }
     }
 
@@ -185,6 +242,19 @@ impl Redis {
         lock(&self.0.model).disconnect(client);
         lock(&self.0.wakers).remove(&client);
     }
+}
+
+/// Returns the time of day at this moment of the simulation.
+fn millis(moment: Duration) -> u64 {
+    EPOCH + u64::try_from(moment.as_millis()).unwrap_or(0)
+}
+
+/// Returns a change with the times of the simulation.
+fn content(Change { key, content, later }: Change) -> Content {
+    // A key is still there in the millisecond of its end.
+    let moment = |end: u64| ms((end + 1).saturating_sub(EPOCH));
+    let later = later.into_iter().map(|(end, content)| (moment(end), content)).collect();
+    Content { key, content, later }
 }
 
 struct Connection {

@@ -1,34 +1,23 @@
 //! One simulation: the proxy, the model of Redis, clients and faults, on one thread.
 //!
-//! The proxy is the one of the program: its supervisor, cache and RESP front end, built as the
-//! daemon builds them. Only the network is another.
+//! The [program](super::program) is the one that is released. Only the network is another.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redis_proxy::backend::{self, Backend, Network};
-use redis_proxy::cache::{self, Cache, CoherenceMode};
-use redis_proxy::commands::{kept_names, names};
-use redis_proxy::metrics::Metrics;
-use redis_proxy::net::ClientStream;
-use redis_proxy::proxy::Proxy;
-use redis_proxy::resp::{self, Resp};
-use redis_proxy::server::{Drain, Service as _};
-use redis_proxy::settings::{ByteSize, MemorySize};
-use redis_proxy::telemetry::hot_keys::HotKeys;
-use redis_proxy::upstream::Upstream;
 use serde::{Deserialize, Serialize};
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Builder;
 use tokio::time::sleep;
 
 use super::clients::{read_all, read_and_write, write};
 use super::conditions::Conditions;
+use super::epochs::Epochs;
 use super::faults;
-use super::model::Key;
+use super::model::{Access, Key, Model, Version};
 use super::network::{Path, longest};
-use super::oracle::History;
-use super::redis::Redis;
+use super::program::Program;
+use super::servers::Servers;
 use super::world::{World, lock, ms};
 
 /// The time of the faults in a dense simulation.
@@ -37,14 +26,22 @@ const FAULTS: Duration = Duration::from_secs(60);
 const RECOVERY: Duration = Duration::from_secs(20);
 /// The delays over the path from a client to the proxy, in milliseconds.
 const CLIENT_DELAY: (u64, u64) = (0, 3);
-/// The limits of the program's configuration.
-const MAX_VALUE: usize = 1 << 20;
-const MAX_KEY: usize = 16 << 10;
+/// The choice of faults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Style {
+    Mixed,
+    /// The proxy has to connect again every few hundred milliseconds.
+    Restless,
+}
 
 /// The choices of a seed for the whole simulation.
 pub(super) struct Plan {
+    pub(super) style: Style,
     /// The time of the faults.
     time: Duration,
+    pub(super) with_sentinels: bool,
+    pub(super) version: Version,
+    pub(super) access: Access,
     keys: u64,
     clients: u64,
     /// The longest pauses of clients, writers and faults, in milliseconds.
@@ -56,10 +53,10 @@ pub(super) struct Plan {
     pub(super) fault: u64,
     /// The bounds of the delay of a piece between proxy and Redis, in milliseconds.
     pub(super) delay: (u64, u64),
-    coherence_timeout: Duration,
-    stale_if_error: Duration,
-    ttl: Duration,
-    capacity: usize,
+    pub(super) coherence_timeout: Duration,
+    pub(super) stale_if_error: Duration,
+    pub(super) ttl: Duration,
+    pub(super) capacity: usize,
     pub(super) ping_interval: Duration,
     pub(super) response_timeout: Duration,
 }
@@ -71,7 +68,11 @@ impl Plan {
         let pace = [1, 1, 1, 6, 6, 40][world.index(6)];
         let coherence_timeout = if pace == 1 { world.duration(300, 1500) } else { ms(3000) };
         let is_served_stale = world.chance(40);
-        Self {
+        let plan = Self {
+            style: Style::Mixed,
+            with_sentinels: world.chance(40),
+            version: if world.chance(50) { Version::Seven } else { Version::Eight },
+            access: if world.chance(25) { Access::Users } else { Access::Open },
             time: FAULTS * u32::try_from(pace).unwrap_or(1),
             keys: world.between(2, 8),
             clients: world.between(2, 5),
@@ -87,6 +88,22 @@ impl Plan {
             capacity: usize::try_from(world.between(4, 1000)).unwrap_or(0),
             ping_interval: coherence_timeout / 3,
             response_timeout: if pace == 1 { world.duration(400, 2000) } else { ms(5000) },
+        };
+        if pace == 1 && world.chance(25) { plan.restless(world) } else { plan }
+    }
+
+    /// The proxy has to connect again and again, while few keys are read and written all the time.
+    fn restless(self, world: &World) -> Self {
+        Self {
+            style: Style::Restless,
+            with_sentinels: false,
+            keys: world.between(2, 4),
+            pause: world.between(4, 30),
+            write_pause: world.between(40, 200),
+            fault_pause: world.between(600, 1500),
+            delay: (0, world.between(1, 4)),
+            stale_if_error: 2 * self.coherence_timeout,
+            ..self
         }
     }
 }
@@ -107,12 +124,11 @@ pub(super) struct Stage(Arc<Parts>);
 pub(super) struct Parts {
     pub(super) world: World,
     pub(super) plan: Plan,
-    pub(super) history: Arc<Mutex<History>>,
+    pub(super) epochs: Mutex<Epochs>,
     pub(super) conditions: Conditions,
-    pub(super) redis: Redis,
-    pub(super) to_redis: Path,
+    pub(super) servers: Servers,
     pub(super) to_proxy: Path,
-    pub(super) proxy: Proxy,
+    pub(super) program: Program,
     pub(super) counts: Counts,
     texts: AtomicU64,
     breach: Mutex<Option<String>>,
@@ -150,6 +166,11 @@ impl Parts {
         (self.plan.coherence_timeout + stale_if_error, !stale_if_error.is_zero())
     }
 
+    /// Whether clients have to log in.
+    pub(super) fn has_users(&self) -> bool {
+        self.plan.access == Access::Users
+    }
+
     pub(super) fn fail(&self, breach: String) {
         self.world.record(|| format!("breach: {breach}"));
         lock(&self.breach).get_or_insert(breach);
@@ -173,6 +194,7 @@ pub(super) struct Outcome {
     pub(super) errors: u64,
     pub(super) faults: u64,
     pub(super) from_memory: u64,
+    pub(super) failovers: u64,
 }
 
 /// Runs the simulation of a seed. With `is_printed` its events go to standard error.
@@ -184,26 +206,18 @@ pub(super) fn run(seed: u64, is_printed: bool) -> Outcome {
 async fn simulate(seed: u64, is_printed: bool) -> Outcome {
     let world = World::new(seed, is_printed);
     let plan = Plan::choose(&world);
-    let (to_redis, at_redis) = Path::new(&world, plan.delay);
-    let (to_proxy, mut at_proxy) = Path::new(&world, CLIENT_DELAY);
-    let history = Arc::new(Mutex::new(History::default()));
-    let redis = Redis::start(&world, Arc::clone(&history), at_redis);
-    let proxy = start_proxy(&plan, &to_redis);
-    let front_end = Resp::prepare(resp::Settings::default(), MAX_KEY, proxy.clone());
-    let front_end = front_end.expect("a front end");
-    tokio::spawn(async move {
-        while let Some(end) = at_proxy.recv().await {
-            tokio::spawn(front_end.serve(ClientStream::Simulated(Box::new(end)), Drain::never()));
-        }
-    });
+    let epochs = Epochs::default();
+    let model = || Model::new(plan.version, plan.access);
+    let (servers, hosts) = Servers::start(&world, model, plan.with_sentinels, plan.delay, &epochs);
+    let (to_proxy, at_proxy) = Path::new(&world, CLIENT_DELAY);
+    let program = Program::start(&plan, hosts, at_proxy);
     let stage = Stage(Arc::new(Parts {
         world: world.clone(),
-        history,
+        epochs: Mutex::new(epochs),
         conditions: Conditions::default(),
-        redis,
-        to_redis,
+        servers,
         to_proxy,
-        proxy: proxy.clone(),
+        program,
         counts: Counts::default(),
         texts: AtomicU64::new(0),
         breach: Mutex::default(),
@@ -235,45 +249,7 @@ async fn simulate(seed: u64, is_printed: bool) -> Outcome {
         writes: counts.writes.load(Relaxed),
         errors: counts.errors.load(Relaxed),
         faults: counts.faults.load(Relaxed),
-        from_memory: proxy.read_totals().from_memory,
+        from_memory: stage.program.hits(),
+        failovers: stage.servers.failovers(),
     }
-}
-
-/// Builds the proxy as the daemon does, on the simulated network.
-fn start_proxy(plan: &Plan, to_redis: &Path) -> Proxy {
-    let settings = cache::Settings {
-        capacity: plan.capacity,
-        max_memory: MemorySize::Bytes(ByteSize(64 << 20)),
-        ttl: plan.ttl,
-        stale_if_error: plan.stale_if_error,
-        coherence: CoherenceMode::Auto,
-        coherence_timeout: plan.coherence_timeout,
-        ..cache::Settings::default()
-    };
-    let redis = backend::Settings {
-        response_timeout: plan.response_timeout,
-        ping_interval: plan.ping_interval,
-        ..backend::Settings::default()
-    };
-    let cache = Cache::new(settings, Handle::current());
-    let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
-    let (backend, supervisor) = Backend::prepare_on(
-        Network::Simulated(Arc::new(to_redis.clone())),
-        redis,
-        MAX_VALUE,
-        kept_names().into(),
-        cache.clone(),
-        Arc::clone(&metrics),
-    )
-    .expect("a backend");
-    tokio::spawn(supervisor.run());
-    let upstream = Upstream::Standalone(cache, backend);
-    let swept = upstream.clone();
-    tokio::spawn(async move {
-        loop {
-            sleep(Duration::from_secs(1)).await;
-            swept.sweep();
-        }
-    });
-    Proxy::new(upstream, metrics, HotKeys::new(0))
 }

@@ -1,0 +1,171 @@
+//! The program under test: its supervisor, cache and RESP front end, built as the daemon builds
+//! them, on the simulated network. It can drop connections of clients, and crash and start again.
+//!
+//! A task that is dropped stops at the place where it waits. So a crash may come at each of them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redis_proxy::backend::{self, Backend, Mode, Network};
+use redis_proxy::cache::{self, Cache, CoherenceMode};
+use redis_proxy::commands::{kept_names, names};
+use redis_proxy::metrics::Metrics;
+use redis_proxy::net::ClientStream;
+use redis_proxy::proxy::Proxy;
+use redis_proxy::resp::{self, Resp};
+use redis_proxy::server::{Drain, Service as _};
+use redis_proxy::settings::{ByteSize, MemorySize, Secret};
+use redis_proxy::telemetry::hot_keys::HotKeys;
+use redis_proxy::upstream::Upstream;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use super::model::{Access, USERS};
+use super::network::{End, Hosts};
+use super::run::Plan;
+use super::sentinel::MASTER;
+use super::servers::SENTINELS;
+use super::world::{World, lock};
+
+/// The limits of the program's configuration.
+const MAX_VALUE: usize = 1 << 20;
+const MAX_KEY: usize = 16 << 10;
+
+#[derive(Clone)]
+pub(super) struct Program(Arc<Shared>);
+
+struct Shared {
+    cache: cache::Settings,
+    redis: backend::Settings,
+    hosts: Hosts,
+    process: Mutex<Process>,
+}
+
+/// The program from a start to a crash.
+struct Process {
+    proxy: Proxy,
+    front_end: Resp,
+    /// The supervisor and the sweep of the cache.
+    tasks: [AbortHandle; 2],
+    connections: Vec<AbortHandle>,
+    /// The reads from memory before its start.
+    earlier_hits: u64,
+}
+
+impl Program {
+    /// Starts the program, which serves the connections of `ends`.
+    pub(super) fn start(plan: &Plan, hosts: Hosts, mut ends: mpsc::UnboundedReceiver<End>) -> Self {
+        let (cache, redis) = (cache_settings(plan), redis_settings(plan));
+        let process = Mutex::new(Process::start(&cache, &redis, &hosts, 0));
+        let program = Self(Arc::new(Shared { cache, redis, hosts, process }));
+        let serving = program.clone();
+        tokio::spawn(async move {
+            while let Some(end) = ends.recv().await {
+                lock(&serving.0.process).serve(end);
+            }
+        });
+        program
+    }
+
+    /// Whether the proxy is connected to Redis.
+    pub(super) fn is_ready(&self) -> bool {
+        lock(&self.0.process).proxy.ready().is_ok()
+    }
+
+    /// Returns the number of reads that were answered from memory.
+    pub(super) fn hits(&self) -> u64 {
+        lock(&self.0.process).hits()
+    }
+
+    /// Drops each connection of a client with this chance in percent.
+    pub(super) fn drop_connections(&self, world: &World, percent: u64) {
+        let mut process = lock(&self.0.process);
+        process.connections.retain(|task| !task.is_finished());
+        process.connections.iter().filter(|_| world.chance(percent)).for_each(AbortHandle::abort);
+    }
+
+    /// Crashes, and starts again with nothing in memory.
+    pub(super) fn restart(&self) {
+        let Shared { cache, redis, hosts, process } = &*self.0;
+        let mut process = lock(process);
+        process.tasks.iter().chain(&process.connections).for_each(AbortHandle::abort);
+        *process = Process::start(cache, redis, hosts, process.hits());
+    }
+}
+
+impl Process {
+    fn start(
+        cache: &cache::Settings,
+        redis: &backend::Settings,
+        hosts: &Hosts,
+        earlier_hits: u64,
+    ) -> Self {
+        let cache = Cache::new(cache.clone(), Handle::current());
+        let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
+        let (backend, supervisor) = Backend::prepare_on(
+            Network::Simulated(Arc::new(hosts.clone())),
+            redis.clone(),
+            MAX_VALUE,
+            kept_names().into(),
+            cache.clone(),
+            Arc::clone(&metrics),
+        )
+        .expect("a backend");
+        let supervising = tokio::spawn(supervisor.run());
+        let upstream = Upstream::Standalone(cache, backend);
+        let swept = upstream.clone();
+        let sweeping = tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_secs(1)).await;
+                swept.sweep();
+            }
+        });
+        let proxy = Proxy::new(upstream, metrics, HotKeys::new(0));
+        let front_end = Resp::prepare(resp::Settings::default(), MAX_KEY, proxy.clone());
+        Self {
+            proxy,
+            front_end: front_end.expect("a front end"),
+            tasks: [supervising.abort_handle(), sweeping.abort_handle()],
+            connections: Vec::new(),
+            earlier_hits,
+        }
+    }
+
+    fn serve(&mut self, end: End) {
+        let client = ClientStream::Simulated(Box::new(end));
+        let task = tokio::spawn(self.front_end.serve(client, Drain::never()));
+        self.connections.push(task.abort_handle());
+    }
+
+    fn hits(&self) -> u64 {
+        self.earlier_hits + self.proxy.read_totals().from_memory
+    }
+}
+
+fn cache_settings(plan: &Plan) -> cache::Settings {
+    cache::Settings {
+        capacity: plan.capacity,
+        max_memory: MemorySize::Bytes(ByteSize(64 << 20)),
+        ttl: plan.ttl,
+        stale_if_error: plan.stale_if_error,
+        coherence: CoherenceMode::Auto,
+        coherence_timeout: plan.coherence_timeout,
+        ..cache::Settings::default()
+    }
+}
+
+fn redis_settings(plan: &Plan) -> backend::Settings {
+    let password = if plan.access == Access::Users { USERS[0].password } else { "" };
+    let seeds = SENTINELS.map(|address| format!("redis://{address}")).join(",");
+    backend::Settings {
+        mode: if plan.with_sentinels { Mode::Sentinel } else { Mode::Standalone },
+        seeds: seeds.parse().expect("seeds"),
+        sentinel_master: MASTER.to_owned(),
+        password: Secret::from(password.to_owned()),
+        response_timeout: plan.response_timeout,
+        ping_interval: plan.ping_interval,
+        ..backend::Settings::default()
+    }
+}
