@@ -145,7 +145,7 @@ const COMMANDS: &[(&str, &[Section])] = &[
                 "EXAMPLES",
                 &[(
                     "redis-proxy explain session:1 --admin 127.0.0.1:9090",
-                    "Prints whether the proxy there answers reads of this key from memory, and why.",
+                    "Prints whether that proxy answers reads of this key from memory, and why.",
                 )],
             ),
         ],

@@ -1,8 +1,8 @@
 //! The return of freed memory to the operating system.
 //!
-//! The allocator keeps freed memory for 10 ms, so that it can be used again. It returns what is left
-//! in the course of later allocations. An idle daemon makes too few, and would keep the memory of a
-//! full cache for as long as it stays idle after a flush. So the daemon makes them.
+//! The allocator keeps freed memory for 10 ms, so that it can be used again. It returns what is
+//! left in the course of later allocations. An idle daemon makes too few, and would keep the memory
+//! of a full cache for as long as it stays idle after a flush. So the daemon makes them.
 //!
 //! The allocator has a function for this purpose, but calling it is `unsafe`.
 

@@ -67,8 +67,8 @@ const OF_OTHER_KEYS: [&str; 13] = [
     "sort",
     "spublish",
 ];
-/// The command whose keys are behind the word `STREAMS`, and whose group and consumer are any words
-/// in front of it.
+/// The command that has its keys behind the word `STREAMS`. Its group and consumer are any words in
+/// front of it.
 const XREADGROUP: &str = "xreadgroup";
 /// Commands of no class of their own that change the state of a connection.
 const STATEFUL: [&str; 3] = ["asking", "readonly", "readwrite"];

@@ -120,7 +120,7 @@ fn small_keys() -> u64 {
 fn read_and_flush_small_keys(keys: u64, bytes_per_key: u64) -> f64 {
     const BATCH: u64 = 500;
     let bound = keys * bytes_per_key;
-    // Redis forgets whom to tell of more than a million keys otherwise, and invalidates them.
+    // Otherwise Redis tracks a million keys at most, and invalidates the others.
     let redis = RedisServer::builder().arguments(&["--tracking-table-max-keys", "0"]).start();
     let settings = format!(
         "cache.ttl = \"1h\"\ncache.capacity = {}\ncache.max_memory = \"{bound}B\"",

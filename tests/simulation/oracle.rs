@@ -2,9 +2,8 @@
 //!
 //! Model: the life of a key at one primary is a sequence of states, each a text or an absence. A
 //! state begins when the model of Redis runs a command, or at the end of a time to live, to the
-//! nanosecond of virtual time. So no doubt favours the proxy, as it must with a real Redis. A reply may stand for each
-//! state with its content. It is
-//! right if one of them
+//! nanosecond of virtual time. So no doubt favours the proxy, as it must with a real Redis. A reply
+//! may stand for each state with its content. It is right if one of them
 //!
 //! - began before the reply arrived,
 //! - was not superseded longer than the bound before the read was sent,

@@ -1,7 +1,8 @@
 //! A model of a sentinel: it reports the primary and its config epoch, and publishes failovers.
 //!
-//! It knows what the proxy sends: `HELLO`, `SUBSCRIBE` and two commands about the primary, in RESP3.
-//! The failover itself is that of the [servers](super::servers), which tell each sentinel of it.
+//! It knows what the proxy sends: `HELLO`, `SUBSCRIBE` and two commands about the primary, in
+//! RESP3. The failover itself is that of the [servers](super::servers), which tell each sentinel of
+//! it.
 
 use std::fmt::Write as _;
 

@@ -55,7 +55,7 @@ pub(super) enum Route {
 
 /// Redis's own words.
 const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
-/// The error for a client whose transaction or watch is bound to a node that its slot has left.
+/// The error for a client with a transaction or a watch at a node that its slot has left.
 const SLOT_LEFT: &str =
     "TRYAGAIN redis-proxy: the slot of the transaction has gone to another node; begin it again";
 
@@ -123,7 +123,7 @@ pub(super) fn crossslot() -> Bytes {
     error(CROSSSLOT)
 }
 
-/// The error for keys whose node changed after the transaction or the watch began.
+/// The error for keys that changed their node after the transaction or the watch began.
 pub(super) fn slot_left() -> Bytes {
     error(SLOT_LEFT)
 }

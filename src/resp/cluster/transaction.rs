@@ -3,8 +3,8 @@
 //! Model: one node has to keep all commands of a transaction, and the first key says which. So
 //! `MULTI` is answered here, as are the commands without a key that follow it. With the first key,
 //! or with `EXEC`, the node becomes known. It is then sent `MULTI` and the commands kept until
-//! then. `WATCH` chooses the node before that. If the slot goes to another node meanwhile, the client
-//! has to begin again: the new node has neither the commands nor the watch.
+//! then. `WATCH` chooses the node before that. If the slot goes to another node meanwhile, the
+//! client has to begin again: the new node has neither the commands nor the watch.
 //!
 //! <https://redis.io/docs/latest/develop/interact/transactions/>
 
