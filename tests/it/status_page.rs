@@ -2,11 +2,6 @@
 //!
 //! Promise: it shows the counts of `/metrics`, fits every screen, and is readable for everyone.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a test that panics has failed, which is what it should do"
-)]
-
 use std::path::Path;
 
 use serde_json::{Value, json};
