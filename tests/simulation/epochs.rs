@@ -20,7 +20,7 @@ use super::world::lock;
 pub(super) type Place = (usize, usize);
 
 /// The content of a key at the beginning of an epoch.
-pub(super) struct Content {
+pub(super) struct KeyState {
     pub(super) key: Key,
     pub(super) content: Option<Vec<u8>>,
     pub(super) later: Later,
@@ -89,12 +89,12 @@ impl Epochs {
     /// Begins an epoch now with these contents. The proxy knows of it by `known_by`.
     pub(super) fn begin(
         &mut self,
-        contents: Vec<Content>,
+        contents: Vec<KeyState>,
         now: Duration,
         known_by: Duration,
     ) -> Arc<Mutex<History>> {
         let (mut history, mut inherited) = (History::default(), BTreeMap::new());
-        for Content { key, content, later } in contents {
+        for KeyState { key, content, later } in contents {
             history.begin(&key, content, later);
         }
         let previous = self.0.last_mut().expect("an epoch");
@@ -207,7 +207,7 @@ mod tests {
         }
         let content = Some(kept.as_bytes().to_vec());
         epochs.begin(
-            vec![Content { key: KEY.to_vec(), content, later: Later::new() }],
+            vec![KeyState { key: KEY.to_vec(), content, later: Later::new() }],
             ms(30),
             ms(50),
         );

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::epochs::Content;
+use super::epochs::KeyState;
 use super::model::{Change, Model};
 use super::network::End;
 use super::oracle::History;
@@ -102,7 +102,7 @@ impl Redis {
     }
 
     /// Becomes a primary once it has run these writes. Returns its data.
-    pub(super) fn promote(&self, writes: VecDeque<Logged>) -> Vec<Content> {
+    pub(super) fn promote(&self, writes: VecDeque<Logged>) -> Vec<KeyState> {
         let mut model = lock(&self.0.model);
         for (at, command) in writes {
             model.replay(&command, millis(at));
@@ -207,7 +207,7 @@ impl Redis {
             log.extend(writes.into_iter().map(|command| (now, command)));
         }
         let Some(history) = lock(&self.0.history).clone() else { return };
-        for Content { key, content, later } in changes.into_iter().map(content) {
+        for KeyState { key, content, later } in changes.into_iter().map(content) {
             lock(&history).change(&key, content, later, now);
         }
     }
@@ -250,11 +250,11 @@ fn millis(moment: Duration) -> u64 {
 }
 
 /// Returns a change with the times of the simulation.
-fn content(Change { key, content, later }: Change) -> Content {
+fn content(Change { key, content, later }: Change) -> KeyState {
     // A key is still there in the millisecond of its end.
     let moment = |end: u64| ms((end + 1).saturating_sub(EPOCH));
     let later = later.into_iter().map(|(end, content)| (moment(end), content)).collect();
-    Content { key, content, later }
+    KeyState { key, content, later }
 }
 
 struct Connection {

@@ -31,7 +31,10 @@ impl Model {
             Some(Value::Text(_)) => return Err(WRONG_TYPE.to_owned()),
         };
         match name {
-            "hget" => self.hget(key, fields, &command[2]),
+            "hget" => {
+                self.hget(key, fields, &command[2]);
+                Ok(())
+            }
             "hlen" => self.integer(i64::try_from(fields.len()).unwrap_or(0)),
             "hgetall" => {
                 let now = self.now;
@@ -50,14 +53,13 @@ impl Model {
     }
 
     /// Returns a field. One that has expired is deleted.
-    fn hget(&mut self, key: &[u8], mut fields: Fields, name: &[u8]) -> Outcome {
+    fn hget(&mut self, key: &[u8], mut fields: Fields, name: &[u8]) {
         let field = fields.remove(name);
         let is_over = field.as_ref().is_some_and(|field| field.is_over(self.now));
         if is_over {
             self.replace_fields(key, fields);
         }
         self.optional(field.filter(|_| !is_over).map(|field| field.value));
-        Ok(())
     }
 
     fn hset(&mut self, command: &[Vec<u8>], mut fields: Fields) -> Outcome {
