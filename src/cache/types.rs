@@ -126,17 +126,19 @@ impl RuleId {
 pub enum RuleOutcome {
     /// The read had this outcome.
     Read(Outcome),
-    /// The read went to Redis because of the mode `observe`, and would have been a hit without it.
-    WouldHit,
+    /// The read went to Redis because of the mode `observe`, with this outcome. It would have been
+    /// a hit without that mode.
+    WouldHit(Outcome),
 }
 
 impl RuleOutcome {
     /// The number of outcomes.
-    pub const COUNT: usize = Outcome::ALL.len() + 1;
+    pub const COUNT: usize = 2 * Outcome::ALL.len();
 
     /// Every outcome, in the order of their indexes.
     pub fn all() -> impl Iterator<Item = Self> {
-        Outcome::ALL.into_iter().map(Self::Read).chain([Self::WouldHit])
+        let would_hits = Outcome::ALL.into_iter().map(Self::WouldHit);
+        Outcome::ALL.into_iter().map(Self::Read).chain(would_hits)
     }
 
     /// Returns its index.
@@ -144,15 +146,15 @@ impl RuleOutcome {
     pub fn index(self) -> usize {
         match self {
             Self::Read(outcome) => outcome as usize,
-            Self::WouldHit => Outcome::ALL.len(),
+            Self::WouldHit(outcome) => Outcome::ALL.len() + outcome as usize,
         }
     }
 
-    /// Returns the name in labels.
+    /// Returns the name in labels. All would-be hits have the same.
     pub fn name(self) -> &'static str {
         match self {
             Self::Read(outcome) => outcome.name(),
-            Self::WouldHit => "would_hit",
+            Self::WouldHit(_) => "would_hit",
         }
     }
 }
@@ -175,7 +177,7 @@ impl RuleRead {
     /// Returns the outcome to count for a read with this outcome.
     #[inline]
     pub fn outcome(self, outcome: Outcome) -> RuleOutcome {
-        if self.would_hit { RuleOutcome::WouldHit } else { RuleOutcome::Read(outcome) }
+        if self.would_hit { RuleOutcome::WouldHit(outcome) } else { RuleOutcome::Read(outcome) }
     }
 }
 

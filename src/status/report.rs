@@ -20,12 +20,9 @@ pub(super) fn report(statistics: &Statistics, metrics: &Metrics) -> Value {
         reads.map(|(index, name)| (name, metrics.rule_reads(RuleId::at(index)))).collect();
     for (_, of_rule) in &reads {
         for (outcome, count) in RuleOutcome::all().zip(of_rule) {
-            // A would-be hit is a miss in the count of all reads.
-            let as_read = match outcome {
-                RuleOutcome::WouldHit => RuleOutcome::Read(Outcome::Miss),
-                RuleOutcome::Read(_) => outcome,
-            };
-            let all = &mut others[as_read.index()];
+            // The count of all reads knows no would-be hits.
+            let (RuleOutcome::Read(as_read) | RuleOutcome::WouldHit(as_read)) = outcome;
+            let all = &mut others[RuleOutcome::Read(as_read).index()];
             *all = all.saturating_sub(*count);
         }
     }
@@ -45,17 +42,20 @@ fn row(keys: &str, mode: RuleMode, reads: Reads) -> Value {
         RuleOutcome::all().zip(reads).filter(|(outcome, _)| counts(*outcome)).map(|(_, n)| n).sum()
     };
     let (total, spared) = (sum(|_| true), sum(is_spared));
-    let outcomes: Map<_, _> = RuleOutcome::all()
+    let would_hit = sum(|outcome| matches!(outcome, RuleOutcome::WouldHit(_)));
+    let mut outcomes: Map<_, _> = Outcome::ALL
+        .into_iter()
         .zip(reads)
         .map(|(outcome, n)| (outcome.name().to_owned(), n.into()))
         .collect();
+    outcomes.insert("would_hit".to_owned(), would_hit.into());
     json!({
         "keys": keys,
         "mode": mode.name(),
         "reads": total,
         "spared": spared,
         "spared_ratio": ratio(spared, total),
-        "would_hit": reads[RuleOutcome::WouldHit.index()],
+        "would_hit": would_hit,
         "outcomes": outcomes,
     })
 }
@@ -63,7 +63,7 @@ fn row(keys: &str, mode: RuleMode, reads: Reads) -> Value {
 /// Whether such a read needs no request of its own, or would need none.
 fn is_spared(outcome: RuleOutcome) -> bool {
     match outcome {
-        RuleOutcome::WouldHit => true,
+        RuleOutcome::WouldHit(_) => true,
         RuleOutcome::Read(outcome) => outcome.from_memory() || outcome == Outcome::Coalesced,
     }
 }

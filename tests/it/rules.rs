@@ -212,18 +212,20 @@ mod observe {
             set(&redis, key, "value");
             (0..4).for_each(|_| drop(read(&proxy, key)));
         }
+        // It is forwarded, so all reads have it as a bypass and not as a miss.
+        client(&proxy).query(&["STRLEN", "see:1"]);
         let report = report(&proxy);
         let expected = [
-            ("see:*", "observe", 4, 3, 3),
-            ("see:admin:*", "cache", 4, 3, 0),
-            ("others", "cache", 4, 3, 0),
+            ("see:*", "observe", 5, 4, 4, 0.8),
+            ("see:admin:*", "cache", 4, 3, 0, 0.75),
+            ("others", "cache", 4, 3, 0, 0.75),
         ];
         let rows = report["rules"].as_array().expect("rules").iter().chain([&report["others"]]);
-        for (row, (keys, mode, reads, spared, would_hit)) in rows.zip(expected) {
+        for (row, (keys, mode, reads, spared, would_hit, ratio)) in rows.zip(expected) {
             assert_eq!((&row["keys"], &row["mode"]), (&keys.into(), &mode.into()));
             let numbers = [&row["reads"], &row["spared"], &row["would_hit"]];
             assert_eq!(numbers, [&Value::from(reads), &spared.into(), &would_hit.into()], "{row}");
-            assert_eq!(row["spared_ratio"], 0.75);
+            assert_eq!(row["spared_ratio"], ratio);
         }
         let admin = proxy.admin().to_string();
         let output = Proxy::spawn_raw(&["report", "--admin", &admin], &[]);
@@ -232,7 +234,7 @@ mod observe {
         let lines: Vec<Vec<&str>> =
             table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["KEYS", "MODE", "READS", "SPARED", "SHARE", "WOULD", "HIT"]);
-        assert_eq!(lines[1], ["see:*", "observe", "4", "3", "75.0", "%", "3"]);
+        assert_eq!(lines[1], ["see:*", "observe", "5", "4", "80.0", "%", "4"]);
         assert_eq!(lines[2], ["see:admin:*", "cache", "4", "3", "75.0", "%", "0"]);
     }
 }
