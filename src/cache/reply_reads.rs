@@ -178,7 +178,7 @@ impl<E: FetchError> Shared<E> {
         let store = &self.replies.store;
         store.is_enabled()
             && self.terms_of_all(keys).ttls.ttl > 0
-            && !store.is_oversized(command, self.clock(now))
+            && !store.is_paused(command, self.clock(now))
     }
 
     pub(super) fn join_reply(

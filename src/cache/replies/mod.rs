@@ -43,6 +43,9 @@ use crate::protocol::ReplyFrame;
 
 /// The time for which a command is not fetched after its reply was too large.
 const OVERSIZED_PAUSE: Duration = Duration::from_secs(60);
+/// The time for which a command is not fetched after its reply could not be kept. A fetch asks for
+/// the times to live too, so fetching each time would cost Redis up to three commands a read.
+const UNKEEPABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The kept replies of one cache.
 pub(super) struct Replies<E> {
@@ -69,7 +72,7 @@ pub enum FetchedReply<E> {
     /// The reply, which may be kept until its first key or field expires (`None`: none does).
     Keepable(ReplyFrame, Option<Duration>),
     /// The reply, for the readers that waited when it was requested. Its end is unknown, so a field
-    /// may have ended since then.
+    /// may have ended since then. The command is not fetched for a second.
     Unkeepable(ReplyFrame),
     /// Each reader has to send the command itself.
     Forward,
@@ -91,6 +94,15 @@ pub enum ReplyResult<E> {
 }
 
 impl<E> FetchedReply<E> {
+    /// Returns the time for which the command is not fetched again, and each reader sends it.
+    fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::TooLarge => Some(OVERSIZED_PAUSE),
+            Self::Unkeepable(_) => Some(UNKEEPABLE_PAUSE),
+            Self::Keepable(..) | Self::Forward | Self::Failed(_) => None,
+        }
+    }
+
     /// Returns the result for the readers of the flight, which noted `note` before the request.
     fn into_result(self, requested_at: u64, of: ReplyOf, note: Note) -> ReplyResult<E> {
         let reply = |frame, expires_in| {
@@ -249,9 +261,9 @@ impl<E: FetchError> Replies<E> {
         if matches!(fetched, FetchedReply::Keepable(..) | FetchedReply::Unkeepable(_)) {
             self.proofs.add(of.name_index, note.generation());
         }
-        if matches!(fetched, FetchedReply::TooLarge) {
-            let until = now.saturating_add(as_nanos(OVERSIZED_PAUSE));
-            self.store.add_oversized(guard.key().as_bytes(), now, until);
+        if let Some(pause) = fetched.pause() {
+            let until = now.saturating_add(as_nanos(pause));
+            self.store.pause(guard.key().as_bytes(), now, until);
         }
         let is_keepable = matches!(fetched, FetchedReply::Keepable(..));
         let result = fetched.into_result(requested_at, of, note);

@@ -25,8 +25,8 @@ use crate::key::Key;
 const PLACE: usize = 112;
 /// The mean size of a reply that the store is made for, in bytes. It is only a hint.
 const TYPICAL_SIZE: usize = 1 << 10;
-/// The most commands that are remembered because their replies were too large.
-const MAX_OVERSIZED: usize = 1024;
+/// The most commands that are remembered because their replies cannot be kept.
+const MAX_PAUSED: usize = 1024;
 
 /// The replies of all primaries, and what they share.
 pub struct ReplyStore {
@@ -39,8 +39,8 @@ pub struct ReplyStore {
     pub(super) counters: Counters,
     next_generation: AtomicU64,
     pub(super) evictions: Arc<EvictionCounters>,
-    /// Commands with replies that were too large, each with the time until which it is not fetched.
-    oversized: Mutex<HashMap<u64, u64>>,
+    /// Commands with replies that cannot be kept, each with the time until which it is not fetched.
+    paused: Mutex<HashMap<u64, u64>>,
     hasher: ahash::RandomState,
 }
 
@@ -90,7 +90,7 @@ impl ReplyStore {
             counters,
             next_generation: AtomicU64::new(0),
             evictions,
-            oversized: Mutex::default(),
+            paused: Mutex::default(),
             hasher: ahash::RandomState::new(),
         })
     }
@@ -232,25 +232,25 @@ impl ReplyStore {
         (self.replies.len() as u64, self.replies.weight() + counters)
     }
 
-    /// Records that the reply to `command` is too large, until the time `until`.
-    pub(super) fn add_oversized(&self, command: &[u8], now: u64, until: u64) {
-        let mut oversized = lock(&self.oversized);
-        if oversized.len() >= MAX_OVERSIZED {
-            oversized.retain(|_, until| *until > now);
+    /// Records that `command` is not to be fetched until the time `until`.
+    pub(super) fn pause(&self, command: &[u8], now: u64, until: u64) {
+        let mut paused = lock(&self.paused);
+        if paused.len() >= MAX_PAUSED {
+            paused.retain(|_, until| *until > now);
         }
-        if oversized.len() < MAX_OVERSIZED {
-            oversized.insert(self.hasher.hash_one(command), until);
+        if paused.len() < MAX_PAUSED {
+            paused.insert(self.hasher.hash_one(command), until);
         }
     }
 
-    /// Whether the reply to `command` was too large a short time ago.
-    pub(in super::super) fn is_oversized(&self, command: &[u8], now: u64) -> bool {
+    /// Whether the reply to `command` could not be kept a short time ago.
+    pub(in super::super) fn is_paused(&self, command: &[u8], now: u64) -> bool {
         let command = self.hasher.hash_one(command);
-        let mut oversized = lock(&self.oversized);
-        let Some(until) = oversized.get(&command) else { return false };
+        let mut paused = lock(&self.paused);
+        let Some(until) = paused.get(&command) else { return false };
         let is_recent = *until > now;
         if !is_recent {
-            oversized.remove(&command);
+            paused.remove(&command);
         }
         is_recent
     }

@@ -249,6 +249,16 @@ async fn oversized_reply_pauses_its_command() {
     assert_eq!(read(&cache, "reply").await.1, "reply");
 }
 
+#[tokio::test(start_paused = true)]
+async fn unkeepable_reply_pauses_its_command_for_a_moment() {
+    let cache = cache();
+    let unkeepable = || ready(FetchedReply::Unkeepable(plain("once")));
+    assert_eq!(read_by(&cache, unkeepable).await, (Outcome::Miss, "once".to_owned()));
+    assert_eq!(read(&cache, "reply").await, (Outcome::Bypass, "forward".to_owned()));
+    tokio::time::advance(UNKEEPABLE_PAUSE).await;
+    assert_eq!(read(&cache, "reply").await.1, "reply");
+}
+
 #[tokio::test]
 async fn disabled_replies_are_not_fetched() {
     let settings = Settings::default();
