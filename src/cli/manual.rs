@@ -24,14 +24,12 @@ const EXIT_STATUS: Section = (
     ],
 );
 
+const CONFIG_VARIABLE: (&str, &str) =
+    ("REDIS_PROXY_CONFIG", "The configuration file, as --config.");
+const KEY_VARIABLE: (&str, &str) =
+    ("REDIS_PROXY_SECTION__KEY", "A key of the configuration, as redis-proxy(1) describes it.");
 /// The environment of the commands that read the configuration.
-const ENVIRONMENT: Section = (
-    "ENVIRONMENT",
-    &[
-        ("REDIS_PROXY_CONFIG", "The configuration file, as --config."),
-        ("REDIS_PROXY_SECTION__KEY", "A key of the configuration, as redis-proxy(1) describes it."),
-    ],
-);
+const ENVIRONMENT: Section = ("ENVIRONMENT", &[CONFIG_VARIABLE, KEY_VARIABLE]);
 
 const FILES: Section = (
     "FILES",
@@ -189,11 +187,8 @@ const COMMANDS: &[(&str, &[Section])] = &[
             (
                 "ENVIRONMENT",
                 &[
-                    ("REDIS_PROXY_CONFIG", "The configuration file, as --config."),
-                    (
-                        "REDIS_PROXY_SECTION__KEY",
-                        "A key of the configuration, as redis-proxy(1) describes it.",
-                    ),
+                    CONFIG_VARIABLE,
+                    KEY_VARIABLE,
                     ("NO_COLOR", "If it is set and not empty, there are no colours."),
                 ],
             ),

@@ -49,7 +49,7 @@ pub(super) struct Change {
     pub(super) key: Key,
     /// The value as one text; `None`: the key is absent.
     pub(super) content: Option<Vec<u8>>,
-    /// What becomes of it with time: the milliseconds of each end, and the content behind it.
+    /// The contents that follow with time, each behind the end of the one before, in milliseconds.
     pub(super) later: Vec<(u64, Option<Vec<u8>>)>,
 }
 

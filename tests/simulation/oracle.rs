@@ -17,7 +17,7 @@ use super::model::Key;
 /// The age at which superseded states are forgotten. Any bound is shorter.
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// What becomes of a content with time: each end, and the content behind it.
+/// The contents that follow with time, each behind the end of the one before.
 pub(super) type Later = Vec<(Duration, Option<Vec<u8>>)>;
 
 struct State {

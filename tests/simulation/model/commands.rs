@@ -11,7 +11,7 @@ pub(super) struct Spec {
     pub(super) keys: (i64, i64, i64),
 }
 
-/// What a command does with keys.
+/// The use of keys by a command.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kind {
     /// It reads keys, and has their changes pushed.
