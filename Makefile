@@ -27,7 +27,7 @@ memory: ## Read 5,000,000 small keys and 12,000 large values under bounds on mem
 planted-faults: ## Plant faults in a build of its own: verification, the soak and the checker find them within seconds, the simulation within some seeds
 	cargo test --locked --features planted-faults --test it verify::
 	cargo test --locked --features planted-faults --test soak planted_
-	cargo test --locked --features planted-faults --test simulation -- --nocapture planted
+	cargo test --locked --config tests/simulation/profile.toml --features planted-faults --test simulation -- --nocapture planted
 
 soak: ## Soak both front ends in faults: no wrong reply, no leak (SECONDS=60 SEED=1 SERVER=redis-server PROXIES=1)
 	@scripts/soak '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(PROXIES)'
@@ -36,7 +36,7 @@ verify: ## Soak in faults, and have an independent checker judge the histories t
 	@scripts/verify '$(SECONDS)' '$(SEED)' '$(SERVER)' '$(MODE)'
 
 simulate: ## Simulate the proxy and Redis in virtual time for the first SEEDS seeds, or one with its events (SEEDS=1000, SEED=7)
-	SIMULATION_SEEDS='$(or $(SEEDS),1000)' SIMULATION_SEED='$(SEED)' cargo test --locked --test simulation -- --exact --nocapture seeds_hold
+	SIMULATION_SEEDS='$(or $(SEEDS),1000)' SIMULATION_SEED='$(SEED)' cargo test --locked --config tests/simulation/profile.toml --test simulation -- --exact --nocapture seeds_hold
 
 fuzz: ## Run each fuzz target and fail on a crash (SECONDS=60 each, TARGET=all; installs cargo-fuzz if missing)
 	@scripts/fuzz '$(SECONDS)' $(TARGET)

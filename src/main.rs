@@ -33,7 +33,6 @@ const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    return_memory_sooner();
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -332,6 +331,7 @@ fn show(
 }
 
 fn serve(config: Config, sources: Sources) -> ExitCode {
+    return_memory_sooner();
     let format = config.telemetry.log_format;
     let telemetry = match Telemetry::start(&config.telemetry) {
         Ok(telemetry) => telemetry,

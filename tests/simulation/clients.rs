@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
 use super::epochs::Seen;
+use super::http;
 use super::model::{Key, USERS, User, Version};
 use super::network::{End, longest};
 use super::oracle::Read;
@@ -15,7 +16,7 @@ use super::run::Stage;
 use super::world::lock;
 
 /// The longest time that a client waits for a reply.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The reply that a command has to get.
 enum Expected {
@@ -48,7 +49,7 @@ struct Session {
 }
 
 /// The reason for the end of a session.
-enum Ended {
+pub(super) enum Ended {
     Closed,
     Breach(String),
 }
@@ -169,6 +170,7 @@ impl Session {
     /// Sends commands together, and judges their replies.
     async fn send(&mut self, stage: &Stage, steps: Vec<Sent>) -> Result<(), Ended> {
         let sent = stage.world.now();
+        self.seen.go_on();
         self.was_ready = stage.program.is_ready();
         let bytes: Vec<u8> = steps.iter().flat_map(|(command, _)| command.clone()).collect();
         self.end.write_all(&bytes).await.map_err(|_| Ended::Closed)?;
@@ -310,7 +312,7 @@ impl Session {
 }
 
 /// The end of a connection, which is a breach while nothing fails.
-fn closed(stage: &Stage, sent: Duration) -> Result<(), Ended> {
+pub(super) fn closed(stage: &Stage, sent: Duration) -> Result<(), Ended> {
     if stage.conditions.may_fail(sent) || stage.conditions.may_fail(stage.world.now()) {
         return Err(Ended::Closed);
     }
@@ -353,7 +355,8 @@ pub(super) async fn write(stage: Stage) {
 /// Reads each key once more when all faults are over. Every read has to be answered, and right.
 pub(super) async fn read_all(stage: &Stage) -> Result<(), String> {
     let mut session = Session::open(stage).await.ok_or("no connection after all faults")?;
-    let keys = lock(&stage.epochs).keys();
+    let keys: Vec<_> = lock(&stage.epochs).keys().into_iter().collect();
+    http::read_all(stage, &keys).await.map_err(|breach| format!("after all faults: {breach}"))?;
     if stage.has_users() {
         let login = session.send(stage, vec![login(&USERS[0], true)]).await;
         login.map_err(|_| "no login after all faults")?;

@@ -6,7 +6,9 @@
 //!
 //! A write that the previous primary acknowledged may be missing in the next epoch. A session that
 //! has such a write never reads the older value in its place: its connection ends with the failover
-//! (invariant T3). Nor does a session go back to a previous primary.
+//! (invariant T3). Nor does a session go back to a previous primary: not for a key, and for other
+//! keys not once it has its reply or has written. The keys of one command, and commands that are
+//! sent together, may be read from both: one from memory, while another waits for the next primary.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -51,20 +53,37 @@ impl Default for Epochs {
 /// The states that a session has seen or written.
 #[derive(Default)]
 pub(super) struct Seen {
+    /// The last epoch that it had seen when its present commands were sent, or has written in.
     epoch: usize,
+    /// The last epoch that it has seen.
+    newest: usize,
     read: BTreeMap<(usize, Key), usize>,
     written: BTreeMap<(usize, Key), usize>,
 }
 
 impl Seen {
+    /// The session sends its next commands.
+    pub(super) fn go_on(&mut self) {
+        self.epoch = self.newest;
+    }
+
     /// The session has read this state.
     pub(super) fn note_read(&mut self, key: &[u8], place: Option<Place>) {
-        note(&mut self.read, &mut self.epoch, key, place);
+        note(&mut self.read, &mut self.newest, key, place);
     }
 
     /// A write of the session was acknowledged, which led to this state.
     pub(super) fn note_written(&mut self, key: &[u8], place: Option<Place>) {
-        note(&mut self.written, &mut self.epoch, key, place);
+        note(&mut self.written, &mut self.newest, key, place);
+        self.epoch = self.epoch.max(place.map_or(0, |(epoch, _)| epoch));
+    }
+
+    /// Whether the session may not read this key from this epoch any more.
+    fn has_left(&self, epoch: usize, key: &[u8]) -> bool {
+        let has_later = |all: &BTreeMap<(usize, Key), usize>| {
+            all.range((epoch + 1, Key::new())..).any(|((_, one), _)| one == key)
+        };
+        epoch < self.epoch || has_later(&self.read) || has_later(&self.written)
     }
 }
 
@@ -152,7 +171,7 @@ impl Epochs {
         let (mut places, mut problem) = (Vec::new(), None);
         for (number, epoch) in self.0.iter().enumerate().rev() {
             let is_over = epoch.left_by.is_some_and(|by| by + grace < read.sent);
-            let is_left = seen.is_some_and(|seen| number < seen.epoch);
+            let is_left = seen.is_some_and(|seen| seen.has_left(number, read.key));
             if epoch.begun > read.arrived || is_over || is_left {
                 continue;
             }
@@ -261,6 +280,18 @@ mod tests {
         let mut seen = Seen::default();
         seen.note_read(KEY, Some((1, 0)));
         assert!(judge(&mut epochs, "b", 45, &seen).is_err());
+    }
+
+    #[test]
+    fn other_key_is_left_with_the_next_command() {
+        let mut epochs = epochs("a");
+        let (mut reader, mut writer) = (Seen::default(), Seen::default());
+        reader.note_read(b"other", Some((1, 0)));
+        assert_eq!(judge(&mut epochs, "b", 45, &reader), Ok(Some((0, 2))));
+        reader.go_on();
+        assert!(judge(&mut epochs, "b", 45, &reader).is_err());
+        writer.note_written(b"other", Some((1, 0)));
+        assert!(judge(&mut epochs, "b", 45, &writer).is_err());
     }
 
     #[test]

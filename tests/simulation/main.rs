@@ -24,6 +24,7 @@ mod conditions;
 mod differential;
 mod epochs;
 mod faults;
+mod http;
 mod model;
 mod network;
 mod oracle;
@@ -38,7 +39,8 @@ mod servers;
 mod support;
 mod world;
 
-use std::ops::RangeInclusive;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -50,6 +52,8 @@ use world::lock;
 
 /// The seeds of a run without options.
 const SEEDS: u64 = 16;
+/// The number of seeds after which their sums are printed.
+const PROGRESS: u64 = 500;
 /// The variable with the seed of a process.
 const SEED: &str = "SIMULATION_SEED";
 /// The variable that makes a process run its seed.
@@ -80,27 +84,74 @@ fn simulate(seed: u64, fault: &str) -> Outcome {
     }
 }
 
-/// Runs seeds, each processor one at a time. Returns them with their outcomes.
-fn simulate_all(seeds: RangeInclusive<u64>, fault: &str) -> Vec<(u64, Outcome)> {
-    let (next, outcomes) = (AtomicU64::new(*seeds.start()), Mutex::new(Vec::new()));
+/// The outcomes of the seeds from 1 on.
+struct Outcomes {
+    begun: Instant,
+    all: BTreeMap<u64, Outcome>,
+    /// The last of the first seeds that are all done.
+    done: u64,
+}
+
+impl Outcomes {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        if let Some(breach) = &outcome.breach {
+            eprintln!("make simulate SEED={seed}: {breach}");
+        }
+        self.all.insert(seed, outcome);
+        while self.all.contains_key(&(self.done + 1)) {
+            self.done += 1;
+            if self.done.is_multiple_of(PROGRESS) {
+                eprintln!("{self}");
+            }
+        }
+    }
+
+    fn sum(&self, count: fn(&Outcome) -> u64) -> u64 {
+        self.all.range(..=self.done).map(|(_, one)| count(one)).sum()
+    }
+}
+
+impl fmt::Display for Outcomes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time: Duration = self.all.range(..=self.done).map(|(_, one)| one.time).sum();
+        let (wall, hours) = (self.begun.elapsed().as_secs_f64(), time.as_secs_f64() / 3600.0);
+        write!(
+            formatter,
+            "the first {} seeds: {} failed; {hours:.2} virtual hours in {wall:.1} s, {:.1} virtual \
+             hours a minute; {} reads, {} of them over HTTP, {} from memory, {} errors, {} writes \
+             at Redis, {} faults, {} failovers, {} events",
+            self.done,
+            self.sum(|one| one.breach.is_some().into()),
+            hours * 60.0 / wall,
+            self.sum(|one| one.reads),
+            self.sum(|one| one.over_http),
+            self.sum(|one| one.from_memory),
+            self.sum(|one| one.errors),
+            self.sum(|one| one.writes),
+            self.sum(|one| one.faults),
+            self.sum(|one| one.failovers),
+            self.sum(|one| one.events),
+        )
+    }
+}
+
+/// Runs the seeds from 1 to `last`, each processor one at a time.
+fn simulate_all(last: u64) -> Outcomes {
+    let outcomes = Outcomes { begun: Instant::now(), all: BTreeMap::new(), done: 0 };
+    let (next, outcomes) = (AtomicU64::new(1), Mutex::new(outcomes));
     let work = || {
         loop {
             let seed = next.fetch_add(1, Relaxed);
-            if !seeds.contains(&seed) {
+            if seed > last {
                 return;
             }
-            let outcome = simulate(seed, fault);
-            if let Some(breach) = outcome.breach.as_ref().filter(|_| fault.is_empty()) {
-                eprintln!("make simulate SEED={seed}: {breach}");
-            }
-            lock(&outcomes).push((seed, outcome));
+            let outcome = simulate(seed, "");
+            lock(&outcomes).add(seed, outcome);
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let mut outcomes = outcomes.into_inner().expect("all outcomes");
-    outcomes.sort_by_key(|(seed, _)| *seed);
-    outcomes
+    outcomes.into_inner().expect("all outcomes")
 }
 
 /// Runs the seed of this process, if it was started for that.
@@ -121,27 +172,12 @@ fn seeds_hold() {
         assert_eq!(outcome.breach, None);
         return;
     }
-    let begun = Instant::now();
-    let outcomes = simulate_all(1..=number("SIMULATION_SEEDS").unwrap_or(SEEDS), "");
-    let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(|(_, one)| count(one)).sum::<u64>();
-    let (reads, hits) = (sum(|one| one.reads), sum(|one| one.from_memory));
-    let time: Duration = outcomes.iter().map(|(_, one)| one.time).sum();
-    let (wall, hours) = (begun.elapsed().as_secs_f64(), time.as_secs_f64() / 3600.0);
-    eprintln!(
-        "{} seeds: {hours:.2} virtual hours in {wall:.1} s, {:.1} virtual hours a minute; {reads} \
-         reads, {hits} from memory, {} errors, {} writes at Redis, {} faults, {} failovers, {} \
-         events",
-        outcomes.len(),
-        hours * 60.0 / wall,
-        sum(|one| one.errors),
-        sum(|one| one.writes),
-        sum(|one| one.faults),
-        sum(|one| one.failovers),
-        sum(|one| one.events),
-    );
+    let outcomes = simulate_all(number("SIMULATION_SEEDS").unwrap_or(SEEDS));
+    eprintln!("{outcomes}");
     let failed: Vec<_> =
-        outcomes.iter().filter(|(_, one)| one.breach.is_some()).map(|(seed, _)| seed).collect();
+        outcomes.all.iter().filter(|(_, one)| one.breach.is_some()).map(|(seed, _)| seed).collect();
     assert!(failed.is_empty(), "seeds {failed:?} failed");
+    let (reads, hits) = (outcomes.sum(|one| one.reads), outcomes.sum(|one| one.from_memory));
     assert!(hits > reads / 10, "{hits} of {reads} reads from memory tell nothing");
 }
 

@@ -98,7 +98,7 @@ impl History {
         later: Later,
         now: Duration,
     ) {
-        let history = self.0.entry(key.to_vec()).or_default();
+        let history = history_of(&mut self.0, key);
         history.settle(now);
         let last = history.states.last_mut().expect("a state");
         if last.content == content {
@@ -114,7 +114,7 @@ impl History {
     /// Returns the number of the first state that began at `moment` or later; otherwise that of the
     /// last one.
     pub(super) fn since(&mut self, key: &[u8], moment: Duration, now: Duration) -> usize {
-        let history = self.0.entry(key.to_vec()).or_default();
+        let history = history_of(&mut self.0, key);
         history.settle(now);
         let index = history.states.iter().position(|state| state.begin >= moment);
         history.forgotten + index.unwrap_or(history.states.len() - 1)
@@ -152,22 +152,36 @@ impl History {
     /// # Errors
     /// The fault of the reply.
     pub(super) fn judge(&mut self, read: &Read<'_>) -> Result<usize, String> {
-        let history = self.0.entry(read.key.to_vec()).or_default();
+        let history = history_of(&mut self.0, read.key);
         history.settle(read.arrived);
-        let matching: Vec<_> = (history.forgotten..)
-            .zip(&history.states)
+        // States end in their order, so those that are too old come first. There are hundreds.
+        let old = history.states.partition_point(|state| !state.is_within(read));
+        let first = old.max(read.seen.saturating_sub(history.forgotten)).min(history.states.len());
+        let is_it =
+            |state: &State| state.begin <= read.arrived && state.content.as_deref() == read.content;
+        match history.states[first..].iter().position(is_it) {
+            Some(index) => Ok(history.forgotten + first + index),
+            None => Err(history.fault(read)),
+        }
+    }
+
+    /// Returns all keys that were ever read or written.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.0.keys().cloned().collect()
+    }
+}
+
+impl KeyHistory {
+    /// Returns the fault of a reply that stands for no state that it may stand for.
+    fn fault(&self, read: &Read<'_>) -> String {
+        let matching: Vec<_> = (self.forgotten..)
+            .zip(&self.states)
             .filter(|(_, state)| state.content.as_deref() == read.content)
             .collect();
         let begun: Vec<_> =
             matching.iter().filter(|(_, state)| state.begin <= read.arrived).collect();
-        let fresh: Vec<_> = begun
-            .iter()
-            .filter(|(_, state)| state.end.is_none_or(|end| end + read.bound >= read.sent))
-            .collect();
-        if let Some((number, _)) = fresh.iter().find(|(number, _)| *number >= read.seen) {
-            return Ok(*number);
-        }
-        let problem = match (matching.last(), begun.last(), fresh.last()) {
+        let within = begun.iter().rfind(|(_, state)| state.is_within(read));
+        let problem = match (matching.last(), begun.last(), within) {
             (None, ..) => "was never there, or long ago".to_owned(),
             (_, None, _) => "was not there yet".to_owned(),
             (_, Some((number, state)), None) => {
@@ -183,13 +197,23 @@ impl History {
         };
         let content =
             read.content.map_or("nothing".to_owned(), |text| text.escape_ascii().to_string());
-        Err(format!("{} is {content}, which {problem}", read.key.escape_ascii()))
+        format!("{} is {content}, which {problem}", read.key.escape_ascii())
     }
+}
 
-    /// Returns all keys that were ever read or written.
-    pub(super) fn keys(&self) -> Vec<Key> {
-        self.0.keys().cloned().collect()
+impl State {
+    /// Whether it was not superseded longer than the bound before the read was sent.
+    fn is_within(&self, read: &Read<'_>) -> bool {
+        self.end.is_none_or(|end| end + read.bound >= read.sent)
     }
+}
+
+/// Returns the history of a key. Nearly always there is one.
+fn history_of<'a>(all: &'a mut BTreeMap<Key, KeyHistory>, key: &[u8]) -> &'a mut KeyHistory {
+    if !all.contains_key(key) {
+        all.insert(key.to_vec(), KeyHistory::default());
+    }
+    all.get_mut(key).expect("a history")
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
-//! The program under test: its supervisor, cache and RESP front end, built as the daemon builds
-//! them, on the simulated network. It can drop connections of clients, and crash and start again.
+//! The program under test: its supervisor, cache and front ends, built as the daemon builds them, on
+//! the simulated network. It can drop connections of clients, and crash and start again.
 //!
 //! A task that is dropped stops at the place where it waits. So a crash may come at each of them.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::Router;
 use redis_proxy::backend::{self, Backend, Mode, Network};
 use redis_proxy::cache::{self, Cache, CoherenceMode};
 use redis_proxy::commands::{kept_names, names};
-use redis_proxy::metrics::Metrics;
+use redis_proxy::http::{self, HttpService, Keys, Observer};
+use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
@@ -43,27 +45,38 @@ struct Shared {
     process: Mutex<Process>,
 }
 
+/// The connections of clients that arrive.
+type Ends = mpsc::UnboundedReceiver<End>;
+
 /// The program from a start to a crash.
 struct Process {
     proxy: Proxy,
-    front_end: Resp,
+    resp: Resp,
+    http: HttpService<Keys>,
     /// The supervisor and the sweep of the cache.
     tasks: [AbortHandle; 2],
     connections: Vec<AbortHandle>,
-    /// The reads from memory before its start.
+    /// The number of starts before it, and the reads from memory.
+    earlier_starts: u64,
     earlier_hits: u64,
 }
 
 impl Program {
-    /// Starts the program, which serves the connections of `ends`.
-    pub(super) fn start(plan: &Plan, hosts: Hosts, mut ends: mpsc::UnboundedReceiver<End>) -> Self {
+    /// Starts the program, which serves Redis clients, and clients over HTTP.
+    pub(super) fn start(plan: &Plan, hosts: Hosts, mut at_resp: Ends, mut at_http: Ends) -> Self {
         let (cache, redis) = (cache_settings(plan), redis_settings(plan));
-        let process = Mutex::new(Process::start(&cache, &redis, &hosts, 0));
+        let process = Mutex::new(Process::start(&cache, &redis, &hosts));
         let program = Self(Arc::new(Shared { cache, redis, hosts, process }));
         let serving = program.clone();
         tokio::spawn(async move {
-            while let Some(end) = ends.recv().await {
-                lock(&serving.0.process).serve(end);
+            while let Some(end) = at_resp.recv().await {
+                lock(&serving.0.process).serve(FrontEnd::Resp, end);
+            }
+        });
+        let serving = program.clone();
+        tokio::spawn(async move {
+            while let Some(end) = at_http.recv().await {
+                lock(&serving.0.process).serve(FrontEnd::Http, end);
             }
         });
         program
@@ -79,6 +92,11 @@ impl Program {
         lock(&self.0.process).hits()
     }
 
+    /// Returns the number of starts.
+    pub(super) fn starts(&self) -> u64 {
+        lock(&self.0.process).earlier_starts + 1
+    }
+
     /// Drops each connection of a client with this chance in percent.
     pub(super) fn drop_connections(&self, world: &World, percent: u64) {
         let mut process = lock(&self.0.process);
@@ -91,17 +109,14 @@ impl Program {
         let Shared { cache, redis, hosts, process } = &*self.0;
         let mut process = lock(process);
         process.tasks.iter().chain(&process.connections).for_each(AbortHandle::abort);
-        *process = Process::start(cache, redis, hosts, process.hits());
+        let next = Process::start(cache, redis, hosts);
+        let (earlier_starts, earlier_hits) = (process.earlier_starts + 1, process.hits());
+        *process = Process { earlier_starts, earlier_hits, ..next };
     }
 }
 
 impl Process {
-    fn start(
-        cache: &cache::Settings,
-        redis: &backend::Settings,
-        hosts: &Hosts,
-        earlier_hits: u64,
-    ) -> Self {
+    fn start(cache: &cache::Settings, redis: &backend::Settings, hosts: &Hosts) -> Self {
         let cache = Cache::new(cache.clone(), Handle::current());
         let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
         let (backend, supervisor) = Backend::prepare_on(
@@ -122,20 +137,29 @@ impl Process {
                 swept.sweep();
             }
         });
+        let observer = Observer::new(&metrics, FrontEnd::Http);
         let proxy = Proxy::new(upstream, metrics, HotKeys::new(0));
-        let front_end = Resp::prepare(resp::Settings::default(), MAX_KEY, proxy.clone());
+        let resp = Resp::prepare(resp::Settings::default(), MAX_KEY, proxy.clone());
+        let settings = http::Settings::default();
+        let limits = settings.limits();
+        let keys = Keys::new(proxy.clone(), settings, Router::new());
         Self {
             proxy,
-            front_end: front_end.expect("a front end"),
+            resp: resp.expect("a front end"),
+            http: HttpService::new(keys, limits, None, observer),
             tasks: [supervising.abort_handle(), sweeping.abort_handle()],
             connections: Vec::new(),
-            earlier_hits,
+            earlier_starts: 0,
+            earlier_hits: 0,
         }
     }
 
-    fn serve(&mut self, end: End) {
-        let client = ClientStream::Simulated(Box::new(end));
-        let task = tokio::spawn(self.front_end.serve(client, Drain::never()));
+    fn serve(&mut self, front_end: FrontEnd, end: End) {
+        let (client, drain) = (ClientStream::Simulated(Box::new(end)), Drain::never());
+        let task = tokio::spawn(match front_end {
+            FrontEnd::Http => self.http.serve(client, drain),
+            _ => self.resp.serve(client, drain),
+        });
         self.connections.push(task.abort_handle());
     }
 

@@ -14,6 +14,7 @@ use super::clients::{read_all, read_and_write, write};
 use super::conditions::Conditions;
 use super::epochs::Epochs;
 use super::faults;
+use super::http::read_over_http;
 use super::model::{Access, Key, Model, Version};
 use super::network::{Path, longest};
 use super::program::Program;
@@ -44,6 +45,7 @@ pub(super) struct Plan {
     pub(super) access: Access,
     keys: u64,
     clients: u64,
+    clients_over_http: u64,
     /// The longest pauses of clients, writers and faults, in milliseconds.
     pub(super) pause: u64,
     pub(super) write_pause: u64,
@@ -76,6 +78,7 @@ impl Plan {
             time: FAULTS * u32::try_from(pace).unwrap_or(1),
             keys: world.between(2, 8),
             clients: world.between(2, 5),
+            clients_over_http: world.between(0, 2),
             pause: pace * world.between(10, 120),
             write_pause: pace * world.between(40, 400),
             fault_pause: pace * world.between(800, 6000),
@@ -112,6 +115,8 @@ impl Plan {
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) reads: AtomicU64,
+    /// The reads over HTTP among them.
+    pub(super) over_http: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) errors: AtomicU64,
     pub(super) faults: AtomicU64,
@@ -128,6 +133,7 @@ pub(super) struct Parts {
     pub(super) conditions: Conditions,
     pub(super) servers: Servers,
     pub(super) to_proxy: Path,
+    pub(super) to_http: Path,
     pub(super) program: Program,
     pub(super) counts: Counts,
     texts: AtomicU64,
@@ -159,11 +165,30 @@ impl Parts {
     /// Returns the time for which a superseded value may still be read by a command of `sent`, and
     /// whether stale values may be served. `was_ready`: the proxy was connected at that time.
     pub(super) fn bound(&self, sent: Duration, was_ready: bool) -> (Duration, bool) {
-        if was_ready && !self.conditions.may_be_late(sent) {
+        if self.has_timely_pushes(sent, was_ready) {
             return (longest(self.plan.delay), false);
         }
         let stale_if_error = self.plan.stale_if_error;
         (self.plan.coherence_timeout + stale_if_error, !stale_if_error.is_zero())
+    }
+
+    /// Returns the same time for a reply that says whether it is stale.
+    pub(super) fn bound_of_marked(
+        &self,
+        sent: Duration,
+        was_ready: bool,
+        is_stale: bool,
+    ) -> Duration {
+        match (is_stale, self.has_timely_pushes(sent, was_ready)) {
+            (true, _) => self.plan.coherence_timeout + self.plan.stale_if_error,
+            (false, true) => longest(self.plan.delay),
+            (false, false) => self.plan.coherence_timeout,
+        }
+    }
+
+    /// Whether no fault delayed pushes when a command was sent, and the proxy was connected.
+    fn has_timely_pushes(&self, sent: Duration, was_ready: bool) -> bool {
+        was_ready && !self.conditions.may_be_late(sent)
     }
 
     /// Whether clients have to log in.
@@ -190,6 +215,7 @@ pub(super) struct Outcome {
     pub(super) events: u64,
     pub(super) time: Duration,
     pub(super) reads: u64,
+    pub(super) over_http: u64,
     pub(super) writes: u64,
     pub(super) errors: u64,
     pub(super) faults: u64,
@@ -210,13 +236,15 @@ async fn simulate(seed: u64, is_printed: bool) -> Outcome {
     let model = || Model::new(plan.version, plan.access);
     let (servers, hosts) = Servers::start(&world, model, plan.with_sentinels, plan.delay, &epochs);
     let (to_proxy, at_proxy) = Path::new(&world, CLIENT_DELAY);
-    let program = Program::start(&plan, hosts, at_proxy);
+    let (to_http, at_http) = Path::new(&world, CLIENT_DELAY);
+    let program = Program::start(&plan, hosts, at_proxy, at_http);
     let stage = Stage(Arc::new(Parts {
         world: world.clone(),
         epochs: Mutex::new(epochs),
         conditions: Conditions::default(),
         servers,
         to_proxy,
+        to_http,
         program,
         counts: Counts::default(),
         texts: AtomicU64::new(0),
@@ -227,6 +255,9 @@ async fn simulate(seed: u64, is_printed: bool) -> Outcome {
     stage.conditions.disturb(ms(1000), ms(1000));
     for number in 0..stage.plan.clients {
         tokio::spawn(read_and_write(stage.clone(), number));
+    }
+    for number in 0..stage.plan.clients_over_http {
+        tokio::spawn(read_over_http(stage.clone(), number));
     }
     for _ in 0..2 {
         tokio::spawn(write(stage.clone()));
@@ -246,6 +277,7 @@ async fn simulate(seed: u64, is_printed: bool) -> Outcome {
         events,
         time: world.now(),
         reads: counts.reads.load(Relaxed),
+        over_http: counts.over_http.load(Relaxed),
         writes: counts.writes.load(Relaxed),
         errors: counts.errors.load(Relaxed),
         faults: counts.faults.load(Relaxed),
