@@ -42,6 +42,9 @@ pub enum BackendError {
     /// The value is larger than the limit for served values.
     #[error("the value is larger than http.max_value")]
     TooLarge,
+    /// Redis closes each connection over which it would send the reply.
+    #[error("Redis closes the connection over the reply (client-output-buffer-limit)")]
+    OutputLimit,
     /// The fetch was cancelled because the daemon is shutting down.
     #[error("the fetch was cancelled")]
     Cancelled,
@@ -60,7 +63,7 @@ impl BackendError {
             Self::Unavailable(_) => "unavailable",
             Self::ErrorReply(_) | Self::Moved(_) => "error_reply",
             Self::WrongType => "wrong_type",
-            Self::TooLarge => "too_large",
+            Self::TooLarge | Self::OutputLimit => "too_large",
             Self::Cancelled => "cancelled",
         }
     }
@@ -87,9 +90,16 @@ impl BackendError {
         !matches!(self, Self::AuthRejected(_))
     }
 
-    /// Whether Redis replied, rather than being unavailable.
+    /// Whether Redis replied, or would close the connection instead, rather than being unavailable.
     pub(super) fn is_reply(&self) -> bool {
-        matches!(self, Self::ErrorReply(_) | Self::Moved(_) | Self::WrongType | Self::TooLarge)
+        matches!(
+            self,
+            Self::ErrorReply(_)
+                | Self::Moved(_)
+                | Self::WrongType
+                | Self::TooLarge
+                | Self::OutputLimit
+        )
     }
 }
 

@@ -33,6 +33,7 @@ mod server_commands;
 mod settings;
 mod signals;
 mod supervisor;
+mod suspects;
 mod tls_error;
 mod topology;
 mod tracking;
@@ -47,6 +48,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::address::{Address, ConnectionAddr};
+use self::connector::{Connected, Connector};
 use self::credentials::Login;
 pub use self::credentials::OtherLogin;
 use self::dial::Dialer;
@@ -58,6 +60,7 @@ use self::error::{NO_PERMISSION, unreachable};
 use self::events::Events;
 pub(crate) use self::fetch_command::Reply;
 use self::fetch_command::{FetchCommand, UnexpectedReply};
+use self::hello::drive_until;
 use self::multiplexed::{Multiplexed, Replies, ValueRoom};
 pub use self::network::{Connecting, Network, SimulatedNetwork, Stream};
 pub(crate) use self::node_client::NodeClient;
@@ -70,6 +73,7 @@ pub use self::settings::{Mode, Settings};
 use self::signals::SupervisorSignals;
 pub use self::supervisor::ConnectionSupervisor;
 use self::supervisor::{ConnectionState, Published};
+use self::suspects::{SentRead, Suspects, Suspicion};
 use self::topology::Topology;
 use self::tracking::Tracking;
 // Used by the fuzz targets.
@@ -109,6 +113,7 @@ struct Shared {
     fetches_queued: AtomicUsize,
     /// The number of reads that wait for a fence.
     fences_queued: AtomicUsize,
+    suspects: Suspects,
     /// The size of the largest value served, in bytes.
     max_value: usize,
     metrics: Arc<Metrics>,
@@ -156,6 +161,9 @@ pub enum FenceResult {
 ///
 /// It suffices for a Redis that has just come back, and otherwise still gives a fast error.
 const RECONNECT_WAIT: Duration = Duration::from_millis(100);
+/// The number of connections that Redis closes over a read alone before that is taken as proof. One
+/// alone may have been lost for another reason.
+const CLOSES_FOR_PROOF: usize = 2;
 
 impl Backend {
     /// Creates a backend that serves values of at most `max_value` bytes, and its supervisor.
@@ -215,6 +223,7 @@ impl Backend {
             events,
             fetches_queued: AtomicUsize::new(0),
             fences_queued: AtomicUsize::new(0),
+            suspects: Suspects::new(),
             max_value,
             metrics,
             settings,
@@ -384,13 +393,14 @@ impl Backend {
         })
     }
 
-    /// Whether a fence for `since` would return at once.
+    /// Whether a fence for `since` would return at once. A lease that starts at `since` itself does
+    /// not count, because its PING may have run at Redis before the write.
     pub fn is_current(&self, since: Instant) -> bool {
         #[cfg(feature = "planted-faults")]
         if planted_faults::is_no_fence() {
             return true;
         }
-        *self.0.lease_renewed.borrow() >= since
+        *self.0.lease_renewed.borrow() > since
     }
 
     /// Returns the time since the cache was last known to reflect every write.
@@ -479,7 +489,14 @@ impl Shared {
         room: Option<Reservation>,
     ) -> Result<FetchedValue, BackendError> {
         let room = Mutex::new(room);
-        self.read_twice(deadline, |_| self.fetch_once(key, asking, deadline, &room)).await
+        let read = match asking {
+            Asking::No => SentRead::Value(key),
+            Asking::Yes => SentRead::AskedValue(key),
+        };
+        self.read_twice(read, deadline, |established, _| {
+            self.fetch_once(established, key, asking, deadline, &room)
+        })
+        .await
     }
 
     /// Waits for the turn of a value that had no room in flight.
@@ -499,8 +516,9 @@ impl Shared {
         max_reply: usize,
         deadline: Instant,
     ) -> Result<FetchedReply, BackendError> {
-        self.read_twice(deadline, |attempt| async move {
-            match self.fetch_reply_once(request, max_reply, deadline).await? {
+        let read = SentRead::Command(&request.command);
+        self.read_twice(read, deadline, |established, attempt| async move {
+            match self.fetch_reply_once(established, request, max_reply, deadline).await? {
                 // What the caller noted before the first attempt does not apply to this connection.
                 FetchedReply::Keepable { frame, .. } if attempt == Attempt::Second => {
                     Ok(FetchedReply::Unkeepable { frame })
@@ -511,25 +529,116 @@ impl Shared {
         .await
     }
 
-    /// Calls `read` with a permit to fetch, and again if the connection is lost.
+    /// Calls `send` with a permit to fetch, and again if the connection is lost.
     ///
     /// A read may be sent again. A connection lost under a request usually means a Redis that is
-    /// restarting.
+    /// restarting. But if Redis closed the connection, the read itself may be the reason, so it is
+    /// [sent alone](Self::try_alone) first.
+    ///
+    /// # Errors
+    /// [`BackendError::OutputLimit`] if Redis closes connections over this read; otherwise the
+    /// error of the connection, or of `send`.
     async fn read_twice<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
+        read: SentRead<'_>,
         deadline: Instant,
-        read: impl Fn(Attempt) -> F,
+        send: impl Fn(Established, Attempt) -> F,
     ) -> Result<T, BackendError> {
         let _turn = self.acquire_permit(deadline).await?;
-        match read(Attempt::First).await {
+        let established = self.established(deadline).await?;
+        // Looked up once there is a connection. By then the reads that lost the last one are
+        // suspects.
+        match self.suspects.suspicion(read) {
+            Suspicion::None => {}
+            Suspicion::Suspected => Box::pin(self.try_alone(read, deadline)).await?,
+            Suspicion::Refused => return Err(BackendError::OutputLimit),
+        }
+        let connection = established.0.clone();
+        match send(established, Attempt::First).await {
             Err(BackendError::Disconnected) => {
                 Box::pin(async {
+                    let is_suspect = connection.is_closed_by_redis();
+                    if is_suspect {
+                        self.suspects.suspect(read);
+                    }
                     self.wait_until_down(deadline).await;
-                    read(Attempt::Second).await
+                    if is_suspect {
+                        // Without a connection, Redis is coming back or gone, and proves nothing.
+                        self.connection(deadline).await?;
+                        self.try_alone(read, deadline).await?;
+                    }
+                    send(self.connection(deadline).await?, Attempt::Second).await
                 })
                 .await
             }
             answer => answer,
+        }
+    }
+
+    /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
+    /// it.
+    ///
+    /// # Errors
+    /// [`BackendError::OutputLimit`] if Redis does; the error of the connection if that leaves the
+    /// question open.
+    async fn try_alone(&self, read: SentRead<'_>, deadline: Instant) -> Result<(), BackendError> {
+        let permit = timeout_at(deadline, self.suspects.permits.acquire()).await;
+        let _permit = permit.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)?;
+        // Another reader may have had the proof meanwhile.
+        if self.suspects.suspicion(read) == Suspicion::Refused {
+            return Err(BackendError::OutputLimit);
+        }
+        for _ in 0..CLOSES_FOR_PROOF {
+            if self.send_alone(read, deadline).await? == AloneEnd::Replied {
+                self.suspects.clear(read);
+                return Ok(());
+            }
+        }
+        if self.suspects.refuse(read) {
+            tracing::warn!(
+                redis = self.topology.last_known().map(|endpoint| display(endpoint.address)),
+                command = %read.name(),
+                "Redis closes the connection over the reply to a read \
+                    (client-output-buffer-limit); the read is kept from the shared connection"
+            );
+        }
+        Err(BackendError::OutputLimit)
+    }
+
+    /// Sends a read over a connection of its own.
+    ///
+    /// # Errors
+    /// The error of the connection, unless Redis closed it while the read was pending.
+    async fn send_alone(
+        &self,
+        read: SentRead<'_>,
+        deadline: Instant,
+    ) -> Result<AloneEnd, BackendError> {
+        let (dialer, topology) = (Arc::clone(&self.dialer), Arc::clone(&self.topology));
+        let mut connector = Connector::new(&self.settings, dialer, topology);
+        let connecting = async {
+            connector.read_login().await?;
+            connector.resolve_endpoint().await?;
+            connector.connect_untracked(&[]).await
+        };
+        let until = deadline.min(Instant::now() + self.settings.connect_timeout);
+        let connected = timeout_at(until, connecting).await;
+        let Connected { connection, mut driver, .. } =
+            connected.unwrap_or_else(|_| Err(connector.timeout_error()))?;
+        // Nothing of the reply is buffered, since only its end counts.
+        let sent = connection.send_for_frame(Some(deadline), 0, |commands| read.write(commands));
+        match drive_until(&mut driver, sent).await {
+            Ok(_) => Ok(AloneEnd::Replied),
+            Err(_) if connection.is_closed_by_redis() => Ok(AloneEnd::Closed),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the connection, as [`connection`](Self::connection) does.
+    async fn established(&self, deadline: Instant) -> Result<Established, BackendError> {
+        match self.current_connection() {
+            Some(established) => Ok(established),
+            None => Box::pin(self.connection(deadline)).await,
         }
     }
 
@@ -565,15 +674,12 @@ impl Shared {
 
     async fn fetch_once(
         &self,
+        (connection, tracking): Established,
         key: &Key,
         asking: Asking,
         deadline: Instant,
         room: &Mutex<Option<Reservation>>,
     ) -> Result<FetchedValue, BackendError> {
-        let (connection, tracking) = match self.current_connection() {
-            Some(linked) => linked,
-            None => Box::pin(self.connection(deadline)).await?,
-        };
         if asking == Asking::Yes {
             return self.execute(FetchCommand::Asking, &connection, key, deadline, room).await;
         }
@@ -627,14 +733,14 @@ impl Shared {
         }
     }
 
-    /// Fetches a reply over the current connection.
+    /// Fetches a reply over this connection.
     async fn fetch_reply_once(
         &self,
+        (connection, tracking): Established,
         request: &ReplyRequest,
         max_reply: usize,
         deadline: Instant,
     ) -> Result<FetchedReply, BackendError> {
-        let (connection, tracking) = self.connection(deadline).await?;
         let (is_cluster, database) = (self.topology.requires_cluster(), self.settings.url.database);
         let commands = tracking.map_or_else(|| connection.untracked_commands(), |one| one.commands);
         let fetch = match ReplyFetch::plan(request, commands, is_cluster, database) {
@@ -808,7 +914,7 @@ impl Shared {
         Ok(stream)
     }
 
-    /// Waits for a lease that starts at `since` or later, and once more if the connection is lost.
+    /// Waits for a lease that starts after `since`, and once more if the connection is lost.
     async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
         let _slot = QueueSlot::acquire(&self.fences_queued, self.settings.max_queue)
             .ok_or(BackendError::Overloaded)?;
@@ -825,18 +931,35 @@ impl Shared {
         since: Instant,
         deadline: Instant,
     ) -> Result<FenceResult, BackendError> {
-        let mut lease_renewed = self.lease_renewed.clone();
         if let (_, None) = self.connection(deadline).await? {
             return Ok(FenceResult::NoTracking);
         }
-        self.signals.renew_lease.notify_one();
         let mut link = self.state.clone();
         let lost = link.wait_for(|state| !matches!(state, ConnectionState::Up(_, Some(_))));
         tokio::select! {
             biased;
-            _ = lease_renewed.wait_for(|asked| *asked >= since) => Ok(FenceResult::Current),
+            () = self.later_lease(since) => Ok(FenceResult::Current),
             _ = lost => Err(BackendError::Disconnected),
             () = sleep_until(deadline) => Err(BackendError::TimedOut),
+        }
+    }
+
+    /// Requests a PING, and waits for a lease that starts after `since`.
+    async fn later_lease(&self, since: Instant) {
+        let mut lease_renewed = self.lease_renewed.clone();
+        self.signals.renew_lease.notify_one();
+        loop {
+            let renewed = *lease_renewed.borrow_and_update();
+            if renewed > since {
+                return;
+            }
+            // The requested PING itself may have this time, so another one is needed.
+            if renewed == since {
+                self.signals.renew_lease.notify_one();
+            }
+            if lease_renewed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -854,6 +977,15 @@ enum FetchedValue {
 enum Attempt {
     First,
     Second,
+}
+
+/// The end of a read that was sent alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AloneEnd {
+    /// Redis replied.
+    Replied,
+    /// Redis closed the connection.
+    Closed,
 }
 
 /// The state of the connection before a request.

@@ -25,7 +25,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -59,6 +59,8 @@ struct Shared {
     /// The commands that the server confirms, on a connection without tracking.
     untracked_commands: OnceLock<ServerCommands>,
     value_limits: OnceLock<ValueLimits>,
+    /// Whether the stream ended from the other side. Set before the pending requests fail.
+    closed_by_redis: AtomicBool,
 }
 
 /// The bound on values in flight, and the most values that wait for room.
@@ -393,6 +395,11 @@ impl Multiplexed {
     /// Returns whether the driver has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().is_closed
+    }
+
+    /// Returns whether the connection has ended because Redis closed it, or the network did.
+    pub(super) fn is_closed_by_redis(&self) -> bool {
+        self.0.closed_by_redis.load(Relaxed)
     }
 
     /// Locks the queue. No code under this lock panics, except for a failed allocation, which
@@ -816,6 +823,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for ConnectionDriver<S> {
             Poll::Pending => matches!(self.poll_write(cx), Poll::Ready(Err(_))).then(closed),
         };
         let Some(error) = ended else { return Poll::Pending };
+        self.connection.0.closed_by_redis.store(error == closed(), Relaxed);
         self.close();
         Poll::Ready(error)
     }

@@ -185,7 +185,7 @@ fn backend_problem(error: &BackendError) -> ProblemType {
         BackendError::ErrorReply(_) | BackendError::Moved(_) => {
             (StatusCode::BAD_GATEWAY, "refused", "Redis replied with an error")
         }
-        BackendError::TooLarge => {
+        BackendError::TooLarge | BackendError::OutputLimit => {
             (StatusCode::BAD_GATEWAY, "value-too-large", "The value is too large to be served")
         }
         BackendError::WrongType => {

@@ -337,6 +337,135 @@ fn oversized_value_fails_over_http_not_over_resp() {
     assert!(metric(&stage.proxy, "cache_entries") <= entries, "it was kept");
 }
 
+/// The limit of Redis for the replies to one client.
+const OUTPUT_LIMIT: [&str; 4] = ["CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0"];
+/// The warning about a read over which Redis closes connections.
+const REFUSED: &str = "kept from the shared connection";
+/// The number of times that a lost connection emptied the cache.
+const EMPTIED: &str = r#"invalidations_total{kind="disconnect"}"#;
+
+/// Starts a proxy in front of a Redis that closes the connection over the reply to `GET large`
+/// and to `HGETALL hash`, which have 5 MB each.
+fn stage_with_output_limit() -> FaultStage {
+    let stage = FaultStage::start(LASTING);
+    stage.proxy.expect_log(REFUSED);
+    stage.redis.command(&["SET", "large", &"v".repeat(5 << 20)]);
+    let field = "f".repeat(50 << 10);
+    let mut hash = vec!["HSET".to_owned(), "hash".to_owned()];
+    hash.extend((0..100).flat_map(|number| [number.to_string(), field.clone()]));
+    stage.redis.command(&hash);
+    stage.redis.command(&OUTPUT_LIMIT);
+    stage
+}
+
+/// Asserts that `hot` is answered from memory over both front ends.
+#[track_caller]
+fn assert_hot_is_hit(stage: &FaultStage) {
+    let status = get(stage.proxy.http(), "/keys/hot");
+    let status = status.header("cache-status").unwrap_or_default();
+    assert!(status.contains("; hit"), "{status}");
+    let calls = stage.redis.calls("get");
+    assert_eq!(stage.as_client("GET hot").0, VALUE);
+    assert_eq!(stage.redis.calls("get"), calls, "Redis was asked");
+}
+
+#[test]
+fn read_beyond_redis_output_limit_empties_cache_once() {
+    let stage = stage_with_output_limit();
+    let mut emptied = metric(&stage.proxy, EMPTIED);
+    for command in ["GET large", "HGETALL hash"] {
+        emptied += 1.0;
+        for round in 0..5 {
+            // Redis closes the connection of the client, as it would without the proxy.
+            let ended = stage.as_client(command);
+            assert!(["UnexpectedEof", "ConnectionReset"].contains(&&*ended.0), "{ended:?}");
+            if command == "GET large" {
+                let refused = get(stage.proxy.http(), "/keys/large");
+                assert_eq!(refused.status, 502, "{}", text(&refused));
+                assert!(text(&refused).contains("value-too-large"), "{}", text(&refused));
+            }
+            assert_eq!(metric(&stage.proxy, EMPTIED).to_string(), emptied.to_string(), "{round}");
+            // Fetched again after the loss of the connection.
+            assert_eq!(stage.over_http("hot").0, "200 value");
+            assert_hot_is_hit(&stage);
+        }
+    }
+    // Other reads of the same key are kept.
+    let mut wire = stage.connect();
+    for _ in 0..2 {
+        assert_eq!(query(&mut wire, "HLEN hash").0, ":100\\r\\n");
+    }
+    let calls = stage.redis.calls("hlen");
+    assert_eq!(query(&mut wire, "HLEN hash").0, ":100\\r\\n");
+    assert_eq!(stage.redis.calls("hlen"), calls);
+}
+
+#[test]
+fn reads_beside_one_beyond_redis_output_limit_are_kept() {
+    const BESIDE: usize = 40;
+    let stage = stage_with_output_limit();
+    for number in 0..BESIDE {
+        stage.redis.command(&["SET", &format!("small/{number}"), &number.to_string()]);
+    }
+    let emptied = metric(&stage.proxy, EMPTIED);
+    // All are pending when Redis closes the connection.
+    stage.relay.stall();
+    let start = |key: &str| {
+        let mut client = Client::connect(stage.proxy.http());
+        client.send_raw(&request(key));
+        client
+    };
+    let mut small: Vec<_> =
+        (0..BESIDE / 2).map(|number| start(&format!("small/{number}"))).collect();
+    let mut large = start("large");
+    small.extend((BESIDE / 2..BESIDE).map(|number| start(&format!("small/{number}"))));
+    await_metric(&stage.proxy, "inflight_fetches", 41.0);
+    stage.relay.resume();
+    assert_eq!(large.read_response().status, 502);
+    for (number, client) in small.iter_mut().enumerate() {
+        let response = client.read_response();
+        // A busy machine may be late with the next connection.
+        assert!(response.status == 503 || text(&response) == number.to_string(), "{response:?}");
+    }
+    for number in 0..BESIDE {
+        let (key, value) = (format!("small/{number}"), format!("200 {number}"));
+        eventually("a read beside it succeeds", || {
+            (stage.over_http(&key).0 == value).then_some(())
+        });
+    }
+    let calls = stage.redis.calls("get");
+    for number in 0..BESIDE {
+        assert_eq!(stage.over_http(&format!("small/{number}")).0, format!("200 {number}"));
+    }
+    assert_eq!(stage.redis.calls("get"), calls, "Redis was asked");
+    assert!((metric(&stage.proxy, EMPTIED) - emptied - 1.0).abs() < 0.5);
+}
+
+#[test]
+fn restarted_redis_leaves_no_read_refused() {
+    const PENDING: usize = 40;
+    let mut stage = FaultStage::straight(LASTING);
+    stage.redis.pause();
+    let mut clients: Vec<_> = (0..PENDING).map(|_| Client::connect(stage.proxy.http())).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.send_raw(&request(&format!("cold/{number}")));
+    }
+    await_metric(&stage.proxy, "inflight_fetches", 40.0);
+    stage.redis.restart();
+    for client in &mut clients {
+        assert!([404, 503].contains(&client.read_response().status));
+    }
+    stage.assert_well();
+    for number in 0..PENDING {
+        assert_eq!(stage.over_http(&format!("cold/{number}")).0, "404");
+    }
+    let calls = stage.redis.calls("get");
+    for number in 0..PENDING {
+        assert_eq!(stage.over_http(&format!("cold/{number}")).0, "404");
+    }
+    assert_eq!(stage.redis.calls("get"), calls, "Redis was asked");
+}
+
 #[test]
 fn hostile_key_names_forge_no_output() {
     const MARK: &str = "forged";

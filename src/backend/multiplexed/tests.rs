@@ -287,15 +287,17 @@ async fn value_in_a_transaction_needs_room() {
 
 #[tokio::test]
 async fn unexpected_or_invalid_reply_ends_connection() {
-    for (sent, reason) in [
-        (&b":1\r\n"[..], UNEXPECTED_REPLY),
-        (b"x", "Redis sent an invalid reply"),
-        (b"", "Redis closed"),
+    for (sent, reason, is_closed_by_redis) in [
+        (&b":1\r\n"[..], UNEXPECTED_REPLY, false),
+        (b"x", "Redis sent an invalid reply", false),
+        (b"", "Redis closed", true),
     ] {
         let (connection, mut theirs, _, drive_until) = connect();
+        assert!(!connection.is_closed_by_redis());
         theirs.write_all(sent).await.unwrap();
         drop(theirs);
         assert!(drive_until.await.unwrap().to_string().starts_with(reason));
+        assert_eq!(connection.is_closed_by_redis(), is_closed_by_redis, "{reason}");
         assert_eq!(connection.send(&redis::cmd("PING")).await, Err(BackendError::Disconnected));
     }
 }
@@ -309,6 +311,7 @@ async fn closed_connection_fails_all_requests() {
     for pending in pending {
         assert_eq!(pending.await.unwrap(), Err(BackendError::Disconnected));
     }
+    assert!(!connection.is_closed_by_redis());
 }
 
 /// Reads the next command and returns its words.

@@ -242,6 +242,35 @@ fn largest_requests_are_served_and_larger_ones_refused() {
 }
 
 #[test]
+fn read_beyond_redis_output_limit_empties_cache_once() {
+    let served = Served::start();
+    for part in ["no connection to Redis", "kept from the shared connection"] {
+        served.proxy.expect_log(part);
+    }
+    served.redis.command(&["SET", "hot", "value"]);
+    served.redis.command(&["SET", "large", &"v".repeat(5 << 20)]);
+    served.redis.command(&["HSET", "hash", "field", &"v".repeat(5 << 20)]);
+    let limit = ["CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0"];
+    served.redis.command(&limit);
+    let emptied = || {
+        let series = "redis_proxy_invalidations_total{kind=\"disconnect\"}";
+        served.proxy.metrics().value(series).unwrap_or_default().to_string()
+    };
+    for (body, expected) in [(r#"["GET","large"]"#, "1"), (r#"["HGETALL","hash"]"#, "2")] {
+        for _ in 0..5 {
+            // The connection of the request is lost, not that of all.
+            assert_eq!(served.post("/rest", body).0, 502, "{body}");
+            assert_eq!(emptied(), expected, "{body}");
+            for _ in 0..2 {
+                assert_eq!(served.post("/rest", r#"["GET","hot"]"#).1, value!({"result": "value"}));
+            }
+        }
+    }
+    // Of the two reads in each round, memory answers all but the first after a loss.
+    assert!(served.reads("hit") >= 18.0, "{}", served.reads("hit"));
+}
+
+#[test]
 fn head_that_is_refused_before_routing_gets_its_error_in_json() {
     let served = Served::start();
     let long = format!("X-Long: {}\r\n", "x".repeat(70 << 10));
