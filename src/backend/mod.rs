@@ -550,7 +550,9 @@ impl Shared {
         // suspects.
         match self.suspects.suspicion(read) {
             Suspicion::None => {}
-            Suspicion::Suspected => Box::pin(self.try_alone(read, deadline)).await?,
+            Suspicion::Suspected | Suspicion::ToProve => {
+                Box::pin(self.try_alone(read, deadline)).await?;
+            }
             Suspicion::Refused => return Err(BackendError::OutputLimit),
         }
         let connection = established.0.clone();
@@ -576,22 +578,27 @@ impl Shared {
     }
 
     /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
-    /// it.
+    /// it. If that stays unknown, a suspect passes that was not refused before.
     ///
     /// # Errors
-    /// [`BackendError::OutputLimit`] if Redis does; the error of the connection if that leaves the
-    /// question open.
+    /// [`BackendError::OutputLimit`] if Redis does, or did before and enough other reads are being
+    /// sent alone; the error of the connection for a read that was refused before.
     async fn try_alone(&self, read: SentRead<'_>, deadline: Instant) -> Result<(), BackendError> {
-        let permit = timeout_at(deadline, self.suspects.permits.acquire()).await;
-        let _permit = permit.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)?;
+        let Ok(_permit) = self.suspects.permits.try_acquire() else {
+            return self.suspects.pass_untried(read, BackendError::OutputLimit);
+        };
         // Another reader may have had the proof meanwhile.
         if self.suspects.suspicion(read) == Suspicion::Refused {
             return Err(BackendError::OutputLimit);
         }
         for _ in 0..CLOSES_FOR_PROOF {
-            if self.send_alone(read, deadline).await? == AloneEnd::Replied {
-                self.suspects.clear(read);
-                return Ok(());
+            match self.send_alone(read, deadline).await {
+                Ok(AloneEnd::Closed) => {}
+                Ok(AloneEnd::Replied) => {
+                    self.suspects.clear(read);
+                    return Ok(());
+                }
+                Err(error) => return self.suspects.pass_untried(read, error),
             }
         }
         if self.suspects.refuse(read) {

@@ -5,9 +5,10 @@
 //! its reply stays unknown.
 //!
 //! Model: every read that was pending when Redis closed the shared connection is a suspect. It is
-//! first sent alone: over a connection of its own, and the reply is discarded. A suspect that gets
-//! its reply is cleared. If Redis closes that connection too, the read is refused for a while, and
-//! then sent alone again.
+//! first sent alone: over a connection of its own, and the reply is discarded. Some are at the same
+//! time. Other suspects, and those without such a connection, are sent as usual. A suspect that
+//! gets its reply is cleared. If Redis closes that connection too, the read is refused for a while,
+//! and then sent alone again.
 //!
 //! The rule that must not be broken: a refused read uses the shared connection only after it got a
 //! reply alone. Otherwise it would empty the cache again after each pause. The table is bounded, so
@@ -23,6 +24,7 @@ use bytes::BytesMut;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::error::BackendError;
 use super::fetch_command::write_value;
 use crate::key::Key;
 use crate::sync::lock;
@@ -34,7 +36,8 @@ const REFUSAL: Duration = Duration::from_secs(60);
 const SUSPICION: Duration = Duration::from_secs(10);
 /// The most reads that are remembered.
 const MAX_READS: usize = 1024;
-/// The most reads that are sent alone at the same time.
+/// The most reads that are sent alone at the same time. A suspect beyond them is not sent alone.
+/// If it waited, the loss of a connection with many pending reads would take many connections.
 const MAX_ALONE: usize = 4;
 /// The time between two warnings about refused reads.
 const WARN_AFTER: Duration = Duration::from_secs(60);
@@ -95,8 +98,10 @@ impl<'a> SentRead<'a> {
 pub(super) enum Suspicion {
     /// None: the read uses the shared connection.
     None,
-    /// The read is sent alone first.
+    /// The read is sent alone first, if no more than [`MAX_ALONE`] are.
     Suspected,
+    /// The read was refused, and is sent alone before anything else.
+    ToProve,
     /// The read is not sent.
     Refused,
 }
@@ -146,6 +151,19 @@ impl Suspects {
         self.change(|table| _ = table.reads.remove(&read.hash(&self.hasher)));
     }
 
+    /// Returns the result for a read that could not be sent alone, for the reason `error`. A suspect
+    /// passes, as every read does without suspicions. A read that was refused does not.
+    pub(super) fn pass_untried(
+        &self,
+        read: SentRead<'_>,
+        error: BackendError,
+    ) -> Result<(), BackendError> {
+        match self.suspicion(read) {
+            Suspicion::None | Suspicion::Suspected => Ok(()),
+            Suspicion::ToProve | Suspicion::Refused => Err(error),
+        }
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = lock(&self.table);
         let result = change(&mut table);
@@ -175,7 +193,7 @@ impl Table {
         match self.reads.get(&read) {
             Some(Record::Suspected(until)) if now < *until => Suspicion::Suspected,
             Some(Record::Refused(until)) if now < *until => Suspicion::Refused,
-            Some(Record::Refused(_)) => Suspicion::Suspected,
+            Some(Record::Refused(_)) => Suspicion::ToProve,
             Some(Record::Suspected(_)) | None => Suspicion::None,
         }
     }
@@ -233,8 +251,8 @@ mod tests {
             (SUSPICION / 10 * 9, Suspicion::Suspected, Suspicion::Refused),
             (SUSPICION, Suspicion::None, Suspicion::Refused),
             (REFUSAL / 10 * 9, Suspicion::None, Suspicion::Refused),
-            (REFUSAL, Suspicion::None, Suspicion::Suspected),
-            (1000 * REFUSAL, Suspicion::None, Suspicion::Suspected),
+            (REFUSAL, Suspicion::None, Suspicion::ToProve),
+            (1000 * REFUSAL, Suspicion::None, Suspicion::ToProve),
         ] {
             let now = begin + after;
             assert_eq!(table.suspicion(1, now), suspected, "{after:?}");
@@ -302,6 +320,17 @@ mod tests {
         suspects.clear(SentRead::AskedValue(&key));
         assert_eq!(suspects.suspicion(SentRead::Value(&key)), Suspicion::None);
         assert_eq!(suspects.count.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn untried_suspect_passes_and_refused_read_does_not() {
+        let suspects = Suspects::new();
+        let (suspect, refused) = (SentRead::Command(b"a"), SentRead::Command(b"b"));
+        suspects.suspect(suspect);
+        suspects.refuse(refused);
+        let untried = |read| suspects.pass_untried(read, BackendError::TimedOut);
+        assert_eq!(untried(suspect), Ok(()));
+        assert_eq!(untried(refused), Err(BackendError::TimedOut));
     }
 
     #[test]
