@@ -73,7 +73,7 @@ pub use self::settings::{Mode, Settings};
 use self::signals::SupervisorSignals;
 pub use self::supervisor::ConnectionSupervisor;
 use self::supervisor::{ConnectionState, Published};
-use self::suspects::{SentRead, Suspects, Suspicion};
+use self::suspects::{ALONE_WAIT, SentRead, Suspects, Suspicion};
 use self::topology::Topology;
 use self::tracking::Tracking;
 // Used by the fuzz targets.
@@ -584,7 +584,9 @@ impl Shared {
     /// [`BackendError::OutputLimit`] if Redis does, or did before and enough other reads are being
     /// sent alone; the error of the connection for a read that was refused before.
     async fn try_alone(&self, read: SentRead<'_>, deadline: Instant) -> Result<(), BackendError> {
-        let Ok(_permit) = self.suspects.permits.try_acquire() else {
+        let until = deadline.min(Instant::now() + ALONE_WAIT);
+        let permit = timeout_at(until, self.suspects.permits.acquire()).await;
+        let Some(_permit) = permit.ok().and_then(Result::ok) else {
             return self.suspects.pass_untried(read, BackendError::OutputLimit);
         };
         // Another reader may have had the proof meanwhile.

@@ -5,10 +5,10 @@
 //! its reply stays unknown.
 //!
 //! Model: every read that was pending when Redis closed the shared connection is a suspect. It is
-//! first sent alone: over a connection of its own, and the reply is discarded. Some are at the same
-//! time. Other suspects, and those without such a connection, are sent as usual. A suspect that
-//! gets its reply is cleared. If Redis closes that connection too, the read is refused for a while,
-//! and then sent alone again.
+//! first sent alone: over a connection of its own, and the reply is discarded. A suspect that waits
+//! too long for its turn, or gets no such connection, is sent as usual. A suspect that gets its
+//! reply is cleared. If Redis closes that connection too, the read is refused for a while, and then
+//! sent alone again.
 //!
 //! The rule that must not be broken: a refused read uses the shared connection only after it got a
 //! reply alone. Otherwise it would empty the cache again after each pause. The table is bounded, so
@@ -36,9 +36,12 @@ const REFUSAL: Duration = Duration::from_secs(60);
 const SUSPICION: Duration = Duration::from_secs(10);
 /// The most reads that are remembered.
 const MAX_READS: usize = 1024;
-/// The most reads that are sent alone at the same time. A suspect beyond them is not sent alone.
-/// If it waited, the loss of a connection with many pending reads would take many connections.
-const MAX_ALONE: usize = 4;
+/// The most reads that are sent alone at the same time.
+const MAX_ALONE: usize = 8;
+/// The longest time that a read waits to be sent alone. A suspect that waits longer is sent as
+/// usual. Otherwise most of hundreds of reads of a remote Redis would fail at their deadline, each
+/// time a connection is lost.
+pub(super) const ALONE_WAIT: Duration = Duration::from_millis(500);
 /// The time between two warnings about refused reads.
 const WARN_AFTER: Duration = Duration::from_secs(60);
 
@@ -98,7 +101,7 @@ impl<'a> SentRead<'a> {
 pub(super) enum Suspicion {
     /// None: the read uses the shared connection.
     None,
-    /// The read is sent alone first, if no more than [`MAX_ALONE`] are.
+    /// The read is sent alone first, if it gets its turn within [`ALONE_WAIT`].
     Suspected,
     /// The read was refused, and is sent alone before anything else.
     ToProve,
