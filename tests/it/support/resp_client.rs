@@ -151,7 +151,11 @@ impl RespClient {
         if self.room.len() < room {
             self.room.resize(room, 0);
         }
-        let read = self.stream.read(&mut self.room[..room]);
+        let mut read = self.stream.read(&mut self.room[..room]);
+        // A machine that was paused interrupts a read that has a time limit.
+        while read.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            read = self.stream.read(&mut self.room[..room]);
+        }
         self.held.extend_from_slice(&self.room[..*read.as_ref().unwrap_or(&0)]);
         match read {
             // Data sent to a closed connection may have it reset.
