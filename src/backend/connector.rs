@@ -203,6 +203,17 @@ impl Connector {
         self.login.as_ref()
     }
 
+    /// Reads the login, resolves the endpoint, and opens a connection that receives no
+    /// invalidations.
+    ///
+    /// # Errors
+    /// The [`BackendError`] of the step that failed.
+    pub(super) async fn connect_anew(&mut self) -> Result<Connected, BackendError> {
+        self.read_login().await?;
+        self.resolve_endpoint().await?;
+        self.connect_untracked(&[]).await
+    }
+
     /// Opens a connection that receives no invalidations. The server is asked about the commands
     /// `names`; without any the connection speaks RESP2.
     ///

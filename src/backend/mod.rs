@@ -625,13 +625,8 @@ impl Shared {
     ) -> Result<AloneEnd, BackendError> {
         let (dialer, topology) = (Arc::clone(&self.dialer), Arc::clone(&self.topology));
         let mut connector = Connector::new(&self.settings, dialer, topology);
-        let connecting = async {
-            connector.read_login().await?;
-            connector.resolve_endpoint().await?;
-            connector.connect_untracked(&[]).await
-        };
         let until = deadline.min(Instant::now() + self.settings.connect_timeout);
-        let connected = timeout_at(until, connecting).await;
+        let connected = timeout_at(until, connector.connect_anew()).await;
         let Connected { connection, mut driver, .. } =
             connected.unwrap_or_else(|_| Err(connector.timeout_error()))?;
         // Nothing of the reply is buffered, since only its end counts.

@@ -91,9 +91,7 @@ impl NodeClient {
         {
             return Ok(answer);
         }
-        self.connector.read_login().await?;
-        self.connector.resolve_endpoint().await?;
-        let connected = self.connector.connect_untracked(&[]).await?;
+        let connected = self.connector.connect_anew().await?;
         let driver_task = DriverTask(tokio::spawn(connected.driver));
         let (connection, _) = self.connection.insert((connected.connection, driver_task));
         connection.send(command).await

@@ -337,8 +337,6 @@ fn oversized_value_fails_over_http_not_over_resp() {
     assert!(metric(&stage.proxy, "cache_entries") <= entries, "it was kept");
 }
 
-/// The limit of Redis for the replies to one client.
-const OUTPUT_LIMIT: [&str; 4] = ["CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0"];
 /// The warning about a read over which Redis closes connections.
 const REFUSED: &str = "kept from the shared connection";
 /// The number of times that a lost connection emptied the cache.
@@ -354,7 +352,7 @@ fn stage_with_output_limit() -> FaultStage {
     let mut hash = vec!["HSET".to_owned(), "hash".to_owned()];
     hash.extend((0..100).flat_map(|number| [number.to_string(), field.clone()]));
     stage.redis.command(&hash);
-    stage.redis.command(&OUTPUT_LIMIT);
+    stage.redis.limit_output();
     stage
 }
 

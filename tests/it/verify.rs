@@ -277,7 +277,7 @@ fn own_expiry_is_not_stale() {
     eventually("expiring keys are verified", || {
         read_expiring();
         rounds += 1;
-        (rounds >= 15 && verified(&proxy, "equal") > 50.0).then_some(())
+        (rounds >= 26 && verified(&proxy, "equal") > 50.0).then_some(())
     });
     assert!(none(verified(&proxy, "stale")));
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::epochs::Seen;
@@ -175,7 +175,8 @@ impl Session {
         let bytes: Vec<u8> = steps.iter().flat_map(|(command, _)| command.clone()).collect();
         self.end.write_all(&bytes).await.map_err(|_| Ended::Closed)?;
         for (command, expected) in steps {
-            let reply = match timeout(PATIENCE, self.reply()).await {
+            let reply = match timeout(PATIENCE, self.end.receive(&mut self.input, take_reply)).await
+            {
                 Ok(Some(reply)) => reply,
                 Ok(None) => return closed(stage, sent),
                 Err(_) if stage.conditions.has_lost_since(self.opened) => {
@@ -189,17 +190,6 @@ impl Session {
             self.judge(stage, sent, &expected, &reply).map_err(Ended::Breach)?;
         }
         Ok(())
-    }
-
-    async fn reply(&mut self) -> Option<Reply> {
-        loop {
-            if let Some(reply) = take_reply(&mut self.input) {
-                return Some(reply);
-            }
-            if !matches!(self.end.read_buf(&mut self.input).await, Ok(1..)) {
-                return None;
-            }
-        }
     }
 
     fn judge(
@@ -220,10 +210,9 @@ impl Session {
             if let Expected::LoggedIn(_) = expected {
                 self.user = None;
             }
-            let may_fail = stage.conditions.may_fail(sent) || stage.conditions.may_fail(now);
             stage.counts.errors.fetch_add(1, Relaxed);
             let error = error.escape_ascii();
-            return if may_fail {
+            return if stage.may_fail_since(sent) {
                 Ok(())
             } else {
                 Err(format!("an error while nothing failed: {error}"))
@@ -313,7 +302,7 @@ impl Session {
 
 /// The end of a connection, which is a breach while nothing fails.
 pub(super) fn closed(stage: &Stage, sent: Duration) -> Result<(), Ended> {
-    if stage.conditions.may_fail(sent) || stage.conditions.may_fail(stage.world.now()) {
+    if stage.may_fail_since(sent) {
         return Err(Ended::Closed);
     }
     Err(Ended::Breach("the proxy closed a connection while nothing failed".to_owned()))

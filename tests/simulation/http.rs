@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Status};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::clients::{Ended, PATIENCE, closed};
@@ -156,7 +156,8 @@ impl Session {
         let bytes: Vec<u8> = requests.iter().flat_map(Request::bytes).collect();
         connection.end.write_all(&bytes).await.map_err(|_| Ended::Closed)?;
         for request in requests {
-            let response = match timeout(PATIENCE, connection.response()).await {
+            let Connection { end, input } = &mut *connection;
+            let response = match timeout(PATIENCE, end.receive(input, take_response)).await {
                 Ok(Some(response)) => response,
                 Ok(None) => return closed(stage, sent),
                 Err(_) => return Err(Ended::Breach("no response over HTTP".to_owned())),
@@ -182,10 +183,8 @@ impl Session {
             (404, _) => None,
             (502..=504, _) => {
                 stage.counts.errors.fetch_add(1, Relaxed);
-                let may_fail =
-                    stage.conditions.may_fail(sent) || stage.conditions.may_fail(arrived);
                 let breach = || format!("status {} while nothing failed", response.status);
-                return may_fail.then_some(()).ok_or_else(breach);
+                return stage.may_fail_since(sent).then_some(()).ok_or_else(breach);
             }
             (status, _) => return Err(format!("status {status}")),
         };
@@ -210,19 +209,6 @@ impl Session {
             None => drop(self.known.remove(&key)),
         }
         Ok(())
-    }
-}
-
-impl Connection {
-    async fn response(&mut self) -> Option<Response> {
-        loop {
-            if let Some(response) = take_response(&mut self.input) {
-                return Some(response);
-            }
-            if !matches!(self.end.read_buf(&mut self.input).await, Ok(1..)) {
-                return None;
-            }
-        }
     }
 }
 

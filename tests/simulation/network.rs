@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use redis_proxy::backend::{Connecting, ConnectionAddr, SimulatedNetwork, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -211,6 +211,25 @@ impl SimulatedNetwork for Hosts {
             let path = path.ok_or(ErrorKind::AddrNotAvailable)?;
             Ok(Box::new(path.connect().await?) as Box<dyn Stream>)
         })
+    }
+}
+
+impl End {
+    /// Returns what `take` takes from the front of `input`, with as many more bytes as it needs, or
+    /// `None` if the link ends before.
+    pub(super) async fn receive<T>(
+        &mut self,
+        input: &mut Vec<u8>,
+        take: impl Fn(&mut Vec<u8>) -> Option<T>,
+    ) -> Option<T> {
+        loop {
+            if let Some(taken) = take(input) {
+                return Some(taken);
+            }
+            if !matches!(self.read_buf(input).await, Ok(1..)) {
+                return None;
+            }
+        }
     }
 }
 

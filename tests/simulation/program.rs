@@ -63,22 +63,18 @@ struct Process {
 
 impl Program {
     /// Starts the program, which serves Redis clients, and clients over HTTP.
-    pub(super) fn start(plan: &Plan, hosts: Hosts, mut at_resp: Ends, mut at_http: Ends) -> Self {
+    pub(super) fn start(plan: &Plan, hosts: Hosts, at_resp: Ends, at_http: Ends) -> Self {
         let (cache, redis) = (cache_settings(plan), redis_settings(plan));
         let process = Mutex::new(Process::start(&cache, &redis, &hosts));
         let program = Self(Arc::new(Shared { cache, redis, hosts, process }));
-        let serving = program.clone();
-        tokio::spawn(async move {
-            while let Some(end) = at_resp.recv().await {
-                lock(&serving.0.process).serve(FrontEnd::Resp, end);
-            }
-        });
-        let serving = program.clone();
-        tokio::spawn(async move {
-            while let Some(end) = at_http.recv().await {
-                lock(&serving.0.process).serve(FrontEnd::Http, end);
-            }
-        });
+        for (front_end, mut ends) in [(FrontEnd::Resp, at_resp), (FrontEnd::Http, at_http)] {
+            let serving = program.clone();
+            tokio::spawn(async move {
+                while let Some(end) = ends.recv().await {
+                    lock(&serving.0.process).serve(front_end, end);
+                }
+            });
+        }
         program
     }
 

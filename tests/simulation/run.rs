@@ -186,6 +186,11 @@ impl Parts {
         }
     }
 
+    /// Whether something fails now, or failed when a command was sent.
+    pub(super) fn may_fail_since(&self, sent: Duration) -> bool {
+        self.conditions.may_fail(sent) || self.conditions.may_fail(self.world.now())
+    }
+
     /// Whether no fault delayed pushes when a command was sent, and the proxy was connected.
     fn has_timely_pushes(&self, sent: Duration, was_ready: bool) -> bool {
         was_ready && !self.conditions.may_be_late(sent)

@@ -250,8 +250,7 @@ fn read_beyond_redis_output_limit_empties_cache_once() {
     served.redis.command(&["SET", "hot", "value"]);
     served.redis.command(&["SET", "large", &"v".repeat(5 << 20)]);
     served.redis.command(&["HSET", "hash", "field", &"v".repeat(5 << 20)]);
-    let limit = ["CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0"];
-    served.redis.command(&limit);
+    served.redis.limit_output();
     let emptied = || {
         let series = "redis_proxy_invalidations_total{kind=\"disconnect\"}";
         served.proxy.metrics().value(series).unwrap_or_default().to_string()

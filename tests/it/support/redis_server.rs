@@ -199,6 +199,11 @@ impl RedisServer {
         command.query(&mut self.connection()).expect("redis-server runs the command")
     }
 
+    /// Lets the server close the connection of a client over replies of more than 1 MiB.
+    pub(crate) fn limit_output(&self) {
+        self.command(&["CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0"]);
+    }
+
     /// Returns how often the server has run a command, subcommands as in `config|get`.
     pub(crate) fn calls(&self, command: &str) -> u64 {
         let statistics: String = redis::cmd("INFO")
