@@ -56,13 +56,17 @@ compose-test: ## Test docker-compose.yml with every service: health, scrapes, da
 docs: ## Build the book under target/book, and fail on a dead link (installs mdbook if missing)
 	@scripts/docs
 
+# With a target that has the development dependencies, the other dependencies have the same features
+# as in the first command. Otherwise each of the two commands would check most of them again.
+SAME_FEATURES = --example bridge
+
 check: ## Check the formatting, the lints and the documentation, with warnings as errors
 	@echo 'Checking the formatting, the lints and the documentation.'
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --locked -- -D warnings
-	cargo clippy --lib --bins --profile test --no-default-features --features shuttle --locked -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
+	cargo clippy --lib $(SAME_FEATURES) --profile test --features shuttle --locked -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --lib $(SAME_FEATURES) --no-deps --locked
 
 deny: ## Check the dependencies for advisories, licences, bans and sources (installs cargo-deny if missing)
 	@cargo deny --version >/dev/null 2>&1 || { echo 'Installing cargo-deny; this takes some minutes.' && cargo install --locked cargo-deny; }
