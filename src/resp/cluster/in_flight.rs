@@ -55,6 +55,8 @@ pub(super) struct Part {
     is_error: bool,
     /// The number of times that it was sent again.
     resends: u32,
+    /// The number of connections that were lost while its reply was awaited.
+    losses: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,6 +197,9 @@ pub(super) struct InFlight {
 /// The number of redirects that a part follows without a pause: to the owner of its slot, to the
 /// node that imports the slot, and once more.
 const MAX_IMMEDIATE_RESENDS: u32 = 3;
+/// The number of lost connections after which a read is sent again. A node that fails over closes one
+/// or two.
+const MAX_LOSSES: u32 = 2;
 /// The error for the client: a later command of the same slot has run, so this one cannot run any
 /// more.
 const OVERTAKEN: &str = "TRYAGAIN redis-proxy: the slot is moving, and a write sent behind this \
@@ -225,6 +230,7 @@ impl Part {
             has_left: false,
             is_error: false,
             resends: 0,
+            losses: 0,
         }
     }
 
@@ -514,12 +520,18 @@ impl InFlight {
 
     /// Whether nothing is lost with the connection that these parts were sent over. Each must be a
     /// read of which nothing has left, and must not use the state of the connection.
-    pub(super) fn can_be_repeated(&mut self, ids: &[PartId]) -> bool {
-        ids.iter().all(|id| {
-            self.part(*id).is_none_or(|(part, kind)| {
-                part.access == Access::Read && !part.has_left && kind == CommandKind::Free
-            })
-        })
+    ///
+    /// Counts the loss. A read that has lost too many connections may be the reason, because a node
+    /// closes the connection over a reply that is too large for it (`client-output-buffer-limit`).
+    pub(super) fn survive_loss(&mut self, ids: &[PartId]) -> bool {
+        let mut survive = true;
+        for id in ids {
+            let Some((part, kind)) = self.part(*id) else { continue };
+            part.losses += 1;
+            let is_read = part.access == Access::Read && kind == CommandKind::Free;
+            survive &= is_read && !part.has_left && part.losses <= MAX_LOSSES;
+        }
+        survive
     }
 
     /// The state of the command in front.
@@ -851,14 +863,23 @@ mod tests {
     }
 
     #[test]
-    fn only_reads_of_which_nothing_left_can_be_repeated() {
+    fn only_reads_of_which_nothing_left_survive_a_loss() {
         let mut client = Sender::default().reads(1).writes(2);
         let ids = client.ids.clone();
-        assert!(client.in_flight.can_be_repeated(&ids[..1]));
-        assert!(!client.in_flight.can_be_repeated(&ids));
+        assert!(client.in_flight.survive_loss(&ids[..1]));
+        assert!(!client.in_flight.survive_loss(&ids));
         client.in_flight.receive(ids[0], BytesMut::from(&b"$100\r\nsome"[..]));
         assert_eq!(client.left(), "$100\r\nsome");
-        assert!(!client.in_flight.can_be_repeated(&ids[..1]));
+        assert!(!client.in_flight.survive_loss(&ids[..1]));
+    }
+
+    #[test]
+    fn read_survives_two_losses_and_no_more() {
+        let mut client = Sender::default().reads(1).reads(2);
+        let ids = client.ids.clone();
+        let survives: Vec<_> = (0..3).map(|_| client.in_flight.survive_loss(&ids[..1])).collect();
+        assert_eq!(survives, [true, true, false]);
+        assert!(client.in_flight.survive_loss(&ids[1..]), "each read has its own losses");
     }
 
     #[test]

@@ -222,12 +222,12 @@ impl Router {
     }
 
     /// Handles the loss of a connection. Commands that it owes replies to may have run or not, so
-    /// only reads can be sent again.
+    /// only reads can be sent again, and not for ever.
     fn lost(&mut self, name: NodeId) {
         let Some(index) = self.nodes.iter().position(|node| node.name == name) else { return };
         let node = self.nodes.remove(index);
         let is_bound = self.transaction.is_bound_to(name) || self.has_hung_up;
-        if is_bound || !self.in_flight.can_be_repeated(&node.expected()) {
+        if is_bound || !self.in_flight.survive_loss(&node.expected()) {
             self.stage = Stage::Over;
         }
         self.unsend(&node);

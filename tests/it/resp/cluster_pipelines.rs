@@ -190,6 +190,22 @@ fn write_whose_connection_is_lost_is_not_sent_again() {
 }
 
 #[test]
+fn read_over_which_its_node_closes_connections_ends_the_client() {
+    let stage = stage();
+    stage.proxy.expect_log("client-output-buffer-limit");
+    let node = &stage.cluster.nodes[stage.cluster.owner("{0}k")];
+    let mut wire = stage.through();
+    assert_eq!(wire.reply_to("SETRANGE {0}k 3000000 x"), ":3000001\\r\\n");
+    node.limit_output();
+    wire.send(words("GETRANGE {0}k 0 -1"));
+    assert_eq!(show(&wire.try_rest().unwrap_or_default()), "");
+    // Over the shared connection, twice alone, and three times for the client.
+    assert!(node.calls("getrange") <= 6, "{} times", node.calls("getrange"));
+    // Later clients of the node are served.
+    assert_eq!(stage.through().reply_to("STRLEN {0}k"), ":3000001\\r\\n");
+}
+
+#[test]
 fn split_commands_over_a_moving_slot_reply_in_order() {
     let stage = stage();
     let mut wire = stage.through();
