@@ -1,0 +1,92 @@
+//! The trial of a suspect: the read is sent alone, to see whether Redis closes the connection over
+//! it ([`suspects`](super::suspects)).
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::connector::{Connected, Connector};
+use super::error::BackendError;
+use super::hello::drive_until;
+use super::suspects::{ALONE_WAIT, SentRead, Suspicion};
+
+/// The number of connections that Redis closes over a read alone before that is taken as proof. One
+/// alone may have been lost for another reason.
+const CLOSES_FOR_PROOF: usize = 2;
+
+impl Shared {
+    /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
+    /// it. If that stays unknown, a suspect passes that was not refused before.
+    ///
+    /// # Errors
+    /// [`BackendError::OutputLimit`] if Redis does, or did before and enough other reads are being
+    /// sent alone; the error of the connection for a read that was refused before.
+    pub(super) async fn try_alone(
+        &self,
+        read: SentRead<'_>,
+        deadline: Instant,
+    ) -> Result<(), BackendError> {
+        let until = deadline.min(Instant::now() + ALONE_WAIT);
+        let permit = timeout_at(until, self.suspects.permits.acquire()).await;
+        let Some(_permit) = permit.ok().and_then(Result::ok) else {
+            return self.suspects.pass_untried(read, BackendError::OutputLimit);
+        };
+        // Another reader may have had the proof meanwhile.
+        if self.suspects.suspicion(read) == Suspicion::Refused {
+            return Err(BackendError::OutputLimit);
+        }
+        for _ in 0..CLOSES_FOR_PROOF {
+            match self.send_alone(read, deadline).await {
+                Ok(AloneEnd::Closed) => {}
+                Ok(AloneEnd::Replied) => {
+                    self.suspects.clear(read);
+                    return Ok(());
+                }
+                Err(error) => return self.suspects.pass_untried(read, error),
+            }
+        }
+        if self.suspects.refuse(read) {
+            tracing::warn!(
+                redis = self.topology.last_known().map(|endpoint| display(endpoint.address)),
+                command = %read.name(),
+                "Redis closes the connection over the reply to a read \
+                    (client-output-buffer-limit); the read is kept from the shared connection"
+            );
+        }
+        Err(BackendError::OutputLimit)
+    }
+
+    /// Sends a read over a connection of its own.
+    ///
+    /// # Errors
+    /// The error of the connection, unless Redis closed it while the read was pending.
+    async fn send_alone(
+        &self,
+        read: SentRead<'_>,
+        deadline: Instant,
+    ) -> Result<AloneEnd, BackendError> {
+        let (dialer, topology) = (Arc::clone(&self.dialer), Arc::clone(&self.topology));
+        let mut connector = Connector::new(&self.settings, dialer, topology);
+        let until = deadline.min(Instant::now() + self.settings.connect_timeout);
+        let connected = timeout_at(until, connector.connect_anew()).await;
+        let Connected { connection, mut driver, .. } =
+            connected.unwrap_or_else(|_| Err(connector.timeout_error()))?;
+        // Nothing of the reply is buffered, since only its end counts.
+        let sent = connection.send_for_frame(Some(deadline), 0, |commands| read.write(commands));
+        match drive_until(&mut driver, sent).await {
+            Ok(_) => Ok(AloneEnd::Replied),
+            Err(_) if connection.is_closed_by_redis() => Ok(AloneEnd::Closed),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The end of a read that was sent alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AloneEnd {
+    /// Redis replied.
+    Replied,
+    /// Redis closed the connection.
+    Closed,
+}
