@@ -124,8 +124,8 @@ pub struct Watch {
 /// A running proxy that a command queries.
 #[derive(Debug, Clone, Args)]
 pub struct Peer {
-    /// The listener with the operator's routes: HOST:PORT, <https://HOST:PORT> or
-    /// <unix:///PATH>. By default that of the configuration, on this machine
+    /// The listener with the operator's routes: HOST:PORT, `https://HOST:PORT` or
+    /// `unix:///PATH`. By default that of the configuration, on this machine
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<String>,
     /// A file with a bearer token. By default the first one of `http.tokens_file`, if the
@@ -219,7 +219,7 @@ pub struct Flags {
     /// Port of the HTTP listener [http.listen]
     #[arg(long = "proxy_port", visible_alias = "proxy-port", global = true, value_name = "PORT")]
     pub proxy_port: Option<String>,
-    /// Address of the RESP listener: host:port or <unix:///path> [resp.listen]
+    /// Address of the RESP listener: host:port or `unix:///path` [resp.listen]
     #[arg(
         long = "resp_listen",
         visible_alias = "resp-listen",

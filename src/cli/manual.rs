@@ -399,6 +399,15 @@ mod tests {
     }
 
     #[test]
+    fn pages_have_no_angle_brackets_around_addresses() {
+        let names = COMMANDS.iter().map(|(name, _)| Some(*name));
+        for name in names.chain([None]) {
+            let page = page(name);
+            assert!(!page.contains("<https:") && !page.contains("<unix:"), "{page}");
+        }
+    }
+
+    #[test]
     fn unknown_command_has_no_page() {
         assert!(!write_manual(Some("nothing"), &mut Vec::new()).unwrap());
     }

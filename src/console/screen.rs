@@ -218,6 +218,28 @@ impl Screen {
         lines
     }
 
+    /// The hot keys, and below them the evictions if there is room for all causes.
+    fn keys_and_evictions(&self, snapshot: &Snapshot, area: Rect, buffer: &mut Buffer) {
+        let keys = hot_keys(snapshot);
+        let evictions = self.evictions(snapshot);
+        let needed = keys.len() + evictions.len() + 2;
+        let length = if needed <= usize::from(area.height) { keys.len() + 1 } else { needed };
+        let length = Constraint::Length(u16::try_from(length).unwrap_or(u16::MAX));
+        let [top, bottom] = Layout::vertical([length, Constraint::Fill(1)]).areas(area);
+        Paragraph::new(keys).block(self.block("hot keys")).render(top, buffer);
+        Paragraph::new(evictions).block(self.block("evictions by cause")).render(bottom, buffer);
+    }
+
+    /// The table of what has left the memory since the start, by cause.
+    fn evictions(&self, snapshot: &Snapshot) -> Vec<Line<'_>> {
+        let heading = format!("{:<12}{:>11} {:>11}", "cause", "values", "replies");
+        let rows = snapshot.evictions.iter().map(|each| {
+            let (values, replies) = (count(each.values), count(each.replies));
+            Line::raw(format!("{:<12}{values:>11} {replies:>11}", each.cause))
+        });
+        [Line::styled(heading, self.style(Color::DarkGray))].into_iter().chain(rows).collect()
+    }
+
     fn below(&self, snapshot: &Snapshot, area: Rect, buffer: &mut Buffer) {
         let [left, _, right] = Layout::horizontal([
             Constraint::Percentage(45),
@@ -225,7 +247,7 @@ impl Screen {
             Constraint::Fill(1),
         ])
         .areas(area);
-        Paragraph::new(hot_keys(snapshot)).block(self.block("hot keys")).render(left, buffer);
+        self.keys_and_evictions(snapshot, left, buffer);
         // Events keep some lines, however many nodes there are.
         let room = area.height.saturating_sub(EVENT_LINES + 1);
         let connections = self.connections(snapshot, usize::from(room));
@@ -234,7 +256,11 @@ impl Screen {
         let [top, bottom] =
             Layout::vertical([Constraint::Length(length), Constraint::Fill(1)]).areas(right);
         Paragraph::new(connections).block(self.block("connections and nodes")).render(top, buffer);
-        let events: Vec<_> = self.events.iter().map(|event| Line::raw(event.as_str())).collect();
+        let mut events: Vec<_> =
+            self.events.iter().map(|event| Line::raw(event.as_str())).collect();
+        if events.is_empty() {
+            events.push(Line::raw("none yet"));
+        }
         Paragraph::new(events).block(self.block("events")).render(bottom, buffer);
     }
 }
@@ -394,6 +420,24 @@ mod tests {
             let line = "verified  1,234 equal, 0 changed, 1 stale, 0 unknown";
             assert!(text.contains(line) && text.contains("10:00:00 redis"), "{text}");
         }
+    }
+
+    #[test]
+    fn evictions_are_shown_where_all_causes_have_room() {
+        for (height, is_shown) in [(14, true), (13, false), (60, true)] {
+            let text = to_text(&screen(), 80, height);
+            for part in ["evictions by cause", "expired           3,456           7"] {
+                assert_eq!(text.contains(part), is_shown, "{part} of {height} lines:\n{text}");
+            }
+            assert!(text.contains("user:1"), "{text}");
+        }
+    }
+
+    #[test]
+    fn absence_of_events_is_a_line() {
+        let mut screen = screen();
+        screen.events.clear();
+        assert_eq!(to_text(&screen, 80, 24).matches("none yet").count(), 1);
     }
 
     #[test]

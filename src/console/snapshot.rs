@@ -19,6 +19,7 @@ pub(super) struct Snapshot {
     pub(super) verified: Verified,
     pub(super) memory: Vec<Store>,
     pub(super) memory_total: Bound,
+    pub(super) evictions: Vec<Evictions>,
     pub(super) connections: Vec<Connections>,
     pub(super) nodes: Vec<Node>,
     pub(super) hot_keys: Option<Vec<HotKey>>,
@@ -89,6 +90,15 @@ pub(super) struct Store {
 pub(super) struct Bound {
     pub(super) bytes: u64,
     pub(super) max_bytes: u64,
+}
+
+/// What has left the memory for one cause.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Evictions {
+    pub(super) cause: String,
+    pub(super) values: u64,
+    pub(super) replies: u64,
 }
 
 /// The clients of a front end.
@@ -266,6 +276,10 @@ pub(super) mod tests {
                 { "store": "replies", "entries": 2, "bytes": 1024 },
             ],
             "memory_total": { "bytes": 5120, "max_bytes": 10240 },
+            "evictions": [
+                { "cause": "capacity", "values": 12, "replies": 0 },
+                { "cause": "expired", "values": 3456, "replies": 7 },
+            ],
             "connections": [
                 { "front_end": "http", "open": 3, "limit": 100 },
                 { "front_end": "resp", "open": 4, "limit": 0 },
