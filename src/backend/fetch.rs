@@ -112,19 +112,27 @@ impl Shared {
         // Looked up once there is a connection. By then the reads that lost the last one are
         // suspects.
         match self.suspects.suspicion(read) {
-            Suspicion::None => {}
-            Suspicion::Suspected | Suspicion::ToProve => {
+            Suspicion::None if !self.throttle.suspects_all() => {}
+            Suspicion::None | Suspicion::Suspected | Suspicion::ToProve => {
                 Box::pin(self.try_alone(read, deadline)).await?;
             }
             Suspicion::Refused => return Err(BackendError::OutputLimit),
         }
+        let slot = self.slot(deadline).await?;
+        // The connection may have been lost while the slot was awaited.
+        let established =
+            if slot.is_some() { self.established(deadline).await? } else { established };
         let connection = established.0.clone();
         match send(established, Attempt::First).await {
             Err(BackendError::Disconnected) => {
+                drop(slot);
                 Box::pin(async {
                     let is_suspect = connection.is_closed_by_redis();
                     if is_suspect {
                         self.suspects.suspect(read);
+                    }
+                    if is_suspect && connection.claim_close() {
+                        self.throttle.close();
                     }
                     self.wait_until_down(deadline).await;
                     if is_suspect {
@@ -132,12 +140,23 @@ impl Shared {
                         self.connection(deadline).await?;
                         self.try_alone(read, deadline).await?;
                     }
+                    let _slot = self.slot(deadline).await?;
                     send(self.connection(deadline).await?, Attempt::Second).await
                 })
                 .await
             }
             answer => answer,
         }
+    }
+
+    /// Waits for a slot, if there is a bound on the pending reads.
+    ///
+    /// # Errors
+    /// [`BackendError::TimedOut`] at the deadline.
+    async fn slot(&self, deadline: Instant) -> Result<Option<SemaphorePermit<'_>>, BackendError> {
+        let Some(window) = self.throttle.window() else { return Ok(None) };
+        let slot = Box::pin(timeout_at(deadline, window.acquire())).await;
+        slot.ok().and_then(Result::ok).map(Some).ok_or(BackendError::TimedOut)
     }
 
     /// Waits until the supervisor has published the end of a closed connection.

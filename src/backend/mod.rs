@@ -35,6 +35,7 @@ mod settings;
 mod signals;
 mod supervisor;
 mod suspects;
+mod throttle;
 mod tls_error;
 mod topology;
 mod tracking;
@@ -71,6 +72,7 @@ use self::signals::SupervisorSignals;
 pub use self::supervisor::ConnectionSupervisor;
 use self::supervisor::{ConnectionState, Published};
 use self::suspects::Suspects;
+use self::throttle::Throttle;
 use self::topology::Topology;
 use self::tracking::Tracking;
 // Used by the fuzz targets.
@@ -110,6 +112,7 @@ struct Shared {
     /// The number of reads that wait for a fence.
     fences_queued: AtomicUsize,
     suspects: Suspects,
+    throttle: Throttle,
     /// The size of the largest value served, in bytes.
     max_value: usize,
     metrics: Arc<Metrics>,
@@ -217,6 +220,7 @@ impl Backend {
             fetches_queued: AtomicUsize::new(0),
             fences_queued: AtomicUsize::new(0),
             suspects: Suspects::new(),
+            throttle: Throttle::new(),
             max_value,
             metrics,
             settings,

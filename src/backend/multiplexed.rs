@@ -61,6 +61,8 @@ struct Shared {
     value_limits: OnceLock<ValueLimits>,
     /// Whether the stream ended from the other side. Set before the pending requests fail.
     closed_by_redis: AtomicBool,
+    /// Whether a reader has recorded that end.
+    is_close_claimed: AtomicBool,
 }
 
 /// The bound on values in flight, and the most values that wait for room.
@@ -400,6 +402,11 @@ impl Multiplexed {
     /// Returns whether the connection has ended because Redis closed it, or the network did.
     pub(super) fn is_closed_by_redis(&self) -> bool {
         self.0.closed_by_redis.load(Relaxed)
+    }
+
+    /// Returns whether the caller is the first one to record the end of the connection.
+    pub(super) fn claim_close(&self) -> bool {
+        !self.0.is_close_claimed.swap(true, Relaxed)
     }
 
     /// Locks the queue. No code under this lock panics, except for a failed allocation, which

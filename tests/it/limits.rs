@@ -440,6 +440,35 @@ fn reads_beside_one_beyond_redis_output_limit_are_kept() {
 }
 
 #[test]
+fn replies_beyond_output_limit_together_are_read_fewer_at_a_time() {
+    const TOGETHER: usize = 20;
+    let stage = FaultStage::straight(LASTING);
+    for number in 0..TOGETHER {
+        stage.redis.command(&["SET", &format!("medium/{number}"), &"v".repeat(200 << 10)]);
+    }
+    stage.redis.limit_output();
+    let mut clients: Vec<_> = (0..TOGETHER).map(|_| Client::connect(stage.proxy.http())).collect();
+    // Each read is one of Redis, and all are sent behind the same fence.
+    let mut is_whole_round = || {
+        for (number, client) in clients.iter_mut().enumerate() {
+            let head = format!("GET /keys/medium/{number} HTTP/1.1\r\nhost: a\r\n");
+            client.send_raw(format!("{head}cache-control: no-cache\r\n\r\n").as_bytes());
+        }
+        let statuses: Vec<_> =
+            clients.iter_mut().map(|client| client.read_response().status).collect();
+        statuses.iter().all(|status| *status == 200)
+    };
+    // The first closes lower the number of pending reads.
+    let rounds = (0..10).take_while(|_| !is_whole_round()).count();
+    assert!(rounds < 10, "they end the connection for ever");
+    let emptied = metric(&stage.proxy, EMPTIED);
+    for _ in 0..5 {
+        assert!(is_whole_round(), "a read failed");
+    }
+    assert_eq!(metric(&stage.proxy, EMPTIED).to_string(), emptied.to_string());
+}
+
+#[test]
 fn restarted_redis_leaves_no_read_refused() {
     const PENDING: usize = 40;
     let mut stage = FaultStage::straight(LASTING);

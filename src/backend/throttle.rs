@@ -1,0 +1,166 @@
+//! The bound on the reads that are pending on the shared connection, while Redis closes it again
+//! and again.
+//!
+//! Redis closes the connection of a client whose replies exceed `client-output-buffer-limit`
+//! together. So reads that are small enough one by one can end the shared connection, and each end
+//! empties the cache, after which more reads miss at once. No read of them is the reason, so no
+//! suspicion ([`suspects`](super::suspects)) ends that.
+//!
+//! Model: each close that follows another one raises a level, and each time without a close lowers
+//! it. At each level fewer reads are pending at a time. At the highest level it is one read, which
+//! must also get its reply alone first, as a suspect must.
+//!
+//! A single close has no effect, since a restart of Redis is one.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::sync::lock;
+
+/// The most pending reads at each level above zero.
+const WINDOWS: [usize; 4] = [8, 2, 1, 1];
+/// The time without a close that lowers the level by one. A close within this time after another
+/// one raises it.
+const CALM: Duration = Duration::from_secs(30);
+
+/// The bound on pending reads.
+pub(super) struct Throttle {
+    closes: Mutex<Closes>,
+    /// Whether there may be a bound. While it is false, a read takes no lock.
+    is_active: AtomicBool,
+    windows: [Semaphore; WINDOWS.len()],
+}
+
+impl Throttle {
+    pub(super) fn new() -> Self {
+        Self {
+            closes: Mutex::default(),
+            is_active: AtomicBool::new(false),
+            windows: WINDOWS.map(Semaphore::new),
+        }
+    }
+
+    /// Records that Redis closed the shared connection while reads were pending.
+    pub(super) fn close(&self) {
+        let mut closes = lock(&self.closes);
+        let is_first = closes.close(Instant::now()) == 1;
+        self.is_active.store(true, Relaxed);
+        if is_first {
+            tracing::info!(
+                "Redis has closed the shared connection again; fewer reads are sent at a time"
+            );
+        }
+    }
+
+    /// Returns the permits for reads to be pending. `None`: there is no bound.
+    #[inline]
+    pub(super) fn window(&self) -> Option<&Semaphore> {
+        self.level().checked_sub(1).map(|index| &self.windows[index])
+    }
+
+    /// Returns whether every read must get its reply alone first.
+    #[inline]
+    pub(super) fn suspects_all(&self) -> bool {
+        self.level() == WINDOWS.len()
+    }
+
+    #[inline]
+    fn level(&self) -> usize {
+        if !self.is_active.load(Relaxed) {
+            return 0;
+        }
+        let closes = lock(&self.closes);
+        let now = Instant::now();
+        let level = closes.level(now);
+        self.is_active.store(!closes.are_over(now), Relaxed);
+        level
+    }
+}
+
+/// The closes so far.
+#[derive(Debug, Default)]
+struct Closes {
+    /// The level at the last close.
+    level: usize,
+    last: Option<Instant>,
+}
+
+impl Closes {
+    /// Records a close. Returns the level from now on.
+    fn close(&mut self, now: Instant) -> usize {
+        let is_repeated = self.last.is_some_and(|last| now < last + CALM);
+        self.level = (self.level(now) + usize::from(is_repeated)).min(WINDOWS.len());
+        self.last = Some(now);
+        self.level
+    }
+
+    fn level(&self, now: Instant) -> usize {
+        let Some(last) = self.last else { return 0 };
+        let calms = now.saturating_duration_since(last).as_secs() / CALM.as_secs();
+        self.level.saturating_sub(usize::try_from(calms).unwrap_or(usize::MAX))
+    }
+
+    /// Whether the closes have no effect any more.
+    fn are_over(&self, now: Instant) -> bool {
+        self.level(now) == 0 && self.last.is_none_or(|last| now >= last + CALM)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn single_closes_raise_no_level() {
+        let (mut closes, mut now) = (Closes::default(), Instant::now());
+        for _ in 0..5 {
+            assert_eq!(closes.close(now), 0);
+            now += CALM;
+            assert!(closes.are_over(now));
+        }
+    }
+
+    #[test]
+    fn each_repeated_close_raises_the_level_to_the_highest() {
+        let (mut closes, now) = (Closes::default(), Instant::now());
+        let levels: Vec<_> = (0..6).map(|number| closes.close(now + MOMENT * number)).collect();
+        assert_eq!(levels, [0, 1, 2, 3, 4, 4]);
+    }
+
+    #[test]
+    fn each_calm_time_lowers_the_level() {
+        let (mut closes, now) = (Closes::default(), Instant::now());
+        (0..6).for_each(|_| _ = closes.close(now));
+        let levels: Vec<_> = (0..6).map(|number| closes.level(now + CALM * number)).collect();
+        assert_eq!(levels, [4, 3, 2, 1, 0, 0]);
+        assert!(!closes.are_over(now + CALM * 3));
+        assert!(closes.are_over(now + CALM * 4));
+    }
+
+    #[test]
+    fn close_after_a_calm_time_keeps_the_lower_level() {
+        let (mut closes, now) = (Closes::default(), Instant::now());
+        (0..6).for_each(|_| _ = closes.close(now));
+        assert_eq!(closes.close(now + CALM), 3);
+        assert_eq!(closes.close(now + CALM + MOMENT), 4);
+    }
+
+    #[test]
+    fn bound_begins_with_the_second_close() {
+        let throttle = Throttle::new();
+        assert!(throttle.window().is_none());
+        throttle.close();
+        assert!(throttle.window().is_none());
+        throttle.close();
+        assert_eq!(throttle.window().map(Semaphore::available_permits), Some(WINDOWS[0]));
+        assert!(!throttle.suspects_all());
+        (0..3).for_each(|_| throttle.close());
+        assert!(throttle.suspects_all());
+    }
+}
