@@ -3,8 +3,11 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::time::{advance, sleep};
+use futures_util::future::join_all;
+use tokio::time::{advance, sleep, timeout};
 
+use super::clients::Ended;
+use super::http::Watch;
 use super::network::{Path, longest};
 use super::run::{Stage, Style};
 use super::servers::Failover;
@@ -15,6 +18,8 @@ use super::world::{lock, ms};
 const RECONNECT: Duration = ms(2500);
 /// The time that the sentinels add to it.
 const RESOLVE: Duration = ms(500);
+/// The time before the end of the lease from which keys are watched.
+const WATCHED_BEFORE: Duration = ms(50);
 
 /// Both directions, and each by itself.
 const SIDES: [&[usize]; 3] = [&[0, 1], &[0], &[1]];
@@ -30,7 +35,7 @@ pub(super) async fn cause(stage: &Stage, until: Duration) {
 
 /// The faults of a choice, the more often the more ways there are to it.
 fn choose(stage: &Stage) -> Fault {
-    let most = if stage.servers.has_sentinels() { 16 } else { 11 };
+    let most = if stage.servers.has_sentinels() { 18 } else { 13 };
     let choice = match stage.plan.style {
         Style::Mixed => stage.world.between(0, most),
         // Those after which the proxy connects again at once.
@@ -49,7 +54,8 @@ fn choose(stage: &Stage) -> Fault {
         9 => Fault::Delay,
         10 => Fault::Drop,
         11 => Fault::Crash,
-        12..=15 => Fault::Failover,
+        12 | 13 => Fault::HeldPushes,
+        14..=17 => Fault::Failover,
         _ => Fault::Blindness,
     }
 }
@@ -67,6 +73,8 @@ enum Fault {
     /// Connections of clients are dropped in the program.
     Drop,
     Crash,
+    /// All that follows a renewal of the lease is held, for as long as the lease lasts or longer.
+    HeldPushes,
     Failover,
     /// The sentinels are out of reach.
     Blindness,
@@ -83,6 +91,7 @@ async fn cause_one(stage: &Stage) {
         fault @ (Fault::Standstill | Fault::Restart | Fault::Kill) => disturb_redis(stage, fault),
         fault @ (Fault::Jump | Fault::Delay) => disturb_time(stage, fault).await,
         fault @ (Fault::Drop | Fault::Crash) => disturb_program(stage, fault),
+        Fault::HeldPushes => hold_pushes(stage).await,
         Fault::Failover => fail_over(stage),
         Fault::Blindness => hide_sentinels(stage),
     }
@@ -178,6 +187,44 @@ fn disturb_program(stage: &Stage, fault: Fault) {
         world.record(|| "fault: the program drops connections".to_owned());
         stage.conditions.disturb(Duration::ZERO, now + settle);
         stage.program.drop_connections(world, 40);
+    }
+}
+
+/// Holds what follows the reply to a `PING` that renews the lease, and delays that reply. All
+/// strings change right behind it. They are read at the end of the lease.
+async fn hold_pushes(stage: &Stage) {
+    let (world, plan) = (&stage.world, &stage.plan);
+    let lease = plan.coherence_timeout;
+    let (reply, rest) = (world.duration(0, 300), lease + world.duration(0, 500));
+    world.record(|| format!("fault: a PING's reply takes {reply:?}, the rest {rest:?}"));
+    let watches = stage.strings().into_iter().map(|key| Watch::begin(stage, key));
+    let watches = join_all(watches).await.into_iter();
+    let watches: Vec<_> = watches.filter_map(|one| keep(stage, one)).collect();
+    let begun = stage.servers.primary().hold_behind_ping(reply, rest);
+    if timeout(2 * plan.ping_interval + plan.response_timeout, begun).await.is_err() {
+        return;
+    }
+    let (ping, settle) = (world.now(), 4 * longest(plan.delay));
+    let late = ping + rest + reply + settle;
+    stage.conditions.disturb(late, late + plan.response_timeout + reconnect(stage));
+    for key in stage.strings() {
+        stage.servers.write(&[b"SET", &key, &stage.next_text()]);
+        stage.counts.writes.fetch_add(1, Relaxed);
+    }
+    sleep((lease.saturating_sub(WATCHED_BEFORE)).min(rest)).await;
+    let reads = watches.into_iter().map(|watch| watch.read_until(stage, ping + rest));
+    join_all(reads).await.into_iter().for_each(|ended| keep(stage, ended).unwrap_or_default());
+}
+
+/// Returns the value, unless the connection ended. A breach fails the simulation.
+fn keep<T>(stage: &Stage, result: Result<T, Ended>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(Ended::Closed) => None,
+        Err(Ended::Breach(breach)) => {
+            stage.fail(format!("a watch: {breach}"));
+            None
+        }
     }
 }
 

@@ -109,6 +109,39 @@ pub(super) async fn read_all(stage: &Stage, keys: &[Key]) -> Result<(), String> 
     Ok(())
 }
 
+/// A connection of its own that reads one key again and again.
+pub(super) struct Watch {
+    session: Session,
+    connection: Connection,
+    key: Key,
+}
+
+impl Watch {
+    /// Connects, and reads the key once.
+    pub(super) async fn begin(stage: &Stage, key: Key) -> Result<Self, Ended> {
+        let end = stage.to_http.connect().await.map_err(|_| Ended::Closed)?;
+        let connection = Connection { end, input: Vec::new() };
+        let mut watch = Self { session: Session::default(), connection, key };
+        watch.read(stage).await?;
+        Ok(watch)
+    }
+
+    async fn read(&mut self, stage: &Stage) -> Result<(), Ended> {
+        let key = self.key.clone();
+        let request = Request { key, is_current: false, known: None, is_general: false };
+        self.session.send(stage, &mut self.connection, vec![request]).await
+    }
+
+    /// Reads every few milliseconds until this time.
+    pub(super) async fn read_until(mut self, stage: &Stage, until: Duration) -> Result<(), Ended> {
+        while stage.world.now() < until {
+            sleep(stage.world.duration(1, 10)).await;
+            self.read(stage).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Request {
     fn bytes(&self) -> Vec<u8> {
         let mut head = [b"GET /keys/", &self.key[..], b" HTTP/1.1\r\nhost: proxy\r\n"].concat();

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::epochs::KeyState;
@@ -43,6 +43,16 @@ struct Shared {
     stalled_until: Mutex<Option<Instant>>,
     /// The client of the writers, which write without a delay.
     writer: Mutex<u64>,
+    hold: Mutex<Option<Hold>>,
+}
+
+/// A hold of what follows the reply to the next `PING` that renews the lease, on its connection.
+struct Hold {
+    /// The delay of the reply.
+    reply: Duration,
+    /// The time for which the rest is held.
+    rest: Duration,
+    begun: oneshot::Sender<()>,
 }
 
 impl Redis {
@@ -60,6 +70,7 @@ impl Redis {
             wakers: Mutex::default(),
             stalled_until: Mutex::default(),
             writer,
+            hold: Mutex::default(),
         }));
         let accepting = redis.clone();
         tokio::spawn(async move {
@@ -128,6 +139,18 @@ impl Redis {
     /// Stands still until this time.
     pub(super) fn stall(&self, until: Instant) {
         *lock(&self.0.stalled_until) = Some(until);
+    }
+
+    /// Delays the reply to the next `PING` that renews the lease by `reply`, and holds the rest for
+    /// `rest`. Returns the signal that it has run.
+    pub(super) fn hold_behind_ping(
+        &self,
+        reply: Duration,
+        rest: Duration,
+    ) -> oneshot::Receiver<()> {
+        let (begun, signal) = oneshot::channel();
+        *lock(&self.0.hold) = Some(Hold { reply, rest, begun });
+        signal
     }
 
     /// Closes each client with this chance in percent.
@@ -224,8 +247,14 @@ impl Redis {
 
     async fn serve(self, end: End) {
         let client = lock(&self.0.model).connect();
-        let mut connection =
-            Connection { redis: self.clone(), client, end, input: Vec::new(), output: Vec::new() };
+        let mut connection = Connection {
+            redis: self.clone(),
+            client,
+            end,
+            input: Vec::new(),
+            output: Vec::new(),
+            is_proof: false,
+        };
         let mut stall = Box::pin(sleep_until(Instant::now()));
         poll_fn(|cx| {
             loop {
@@ -263,9 +292,24 @@ struct Connection {
     end: End,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Whether the last command was a proof of rights, behind which a `PING` renews the lease.
+    is_proof: bool,
 }
 
 impl Connection {
+    /// Begins a hold behind the reply to this command, if one waits for it.
+    fn begin_hold(&mut self, command: &[Vec<u8>]) {
+        let is_renewal = self.is_proof && command[0] == b"PING";
+        self.is_proof = command[0] == b"ACL";
+        let Some(hold) = lock(&self.redis.0.hold).take_if(|_| is_renewal) else { return };
+        if hold.begun.send(()).is_err() {
+            // The fault has been given up.
+            return;
+        }
+        self.output.extend(lock(&self.redis.0.model).take_output(self.client));
+        self.end.hold_behind(self.output.len(), hold.reply, Instant::now() + hold.rest);
+    }
+
     /// Runs what has arrived and sends what is there. Ready at the end of the connection.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut piece = [0; 16 << 10];
@@ -292,6 +336,7 @@ impl Connection {
             // As Redis does: all commands of what was read, with those of no other client between.
             while let Some(command) = take_command(&mut self.input) {
                 self.redis.run(self.client, &command);
+                self.begin_hold(&command);
             }
         }
     }

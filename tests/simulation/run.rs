@@ -153,6 +153,11 @@ impl Parts {
         format!("s{}", self.world.between(1, self.plan.keys)).into_bytes()
     }
 
+    /// Returns all strings that are read and written.
+    pub(super) fn strings(&self) -> Vec<Key> {
+        (1..=self.plan.keys).map(|number| format!("s{number}").into_bytes()).collect()
+    }
+
     pub(super) fn random_hash(&self) -> Key {
         format!("h{}", self.world.between(1, 2)).into_bytes()
     }
