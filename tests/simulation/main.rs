@@ -20,6 +20,7 @@
 
 mod chance;
 mod clients;
+mod cluster_differential;
 mod conditions;
 mod differential;
 mod epochs;
@@ -28,6 +29,7 @@ mod http;
 mod model;
 mod network;
 mod oracle;
+mod partitions;
 mod program;
 mod redis;
 mod resp;
@@ -119,7 +121,7 @@ impl fmt::Display for Outcomes {
             formatter,
             "the first {} seeds: {} failed; {hours:.2} virtual hours in {wall:.1} s, {:.1} virtual \
              hours a minute; {} reads, {} of them over HTTP, {} from memory, {} errors, {} writes \
-             at Redis, {} faults, {} failovers, {} events",
+             at Redis, {} faults, {} failovers, {} slots moved, {} events",
             self.done,
             self.sum(|one| one.breach.is_some().into()),
             hours * 60.0 / wall,
@@ -130,6 +132,7 @@ impl fmt::Display for Outcomes {
             self.sum(|one| one.writes),
             self.sum(|one| one.faults),
             self.sum(|one| one.failovers),
+            self.sum(|one| one.moves),
             self.sum(|one| one.events),
         )
     }
@@ -211,7 +214,7 @@ mod planted {
 
     /// The most seeds within which each fault has to be found.
     const MOST: u64 = 20;
-    const FAULTS: [Fault; 7] = [
+    const FAULTS: [Fault; 9] = [
         Fault::LateFlight,
         Fault::RemoveBeforeClose,
         Fault::LeaseBeforeFlush,
@@ -219,6 +222,8 @@ mod planted {
         Fault::NoFence,
         Fault::OutlivedFailover,
         Fault::UnansweredLogin,
+        Fault::KeptRedirect,
+        Fault::KeptAbsence,
     ];
 
     pub(super) fn plant(name: &str) {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::epochs::KeyState;
 use super::model::{Change, Model};
 use super::network::End;
-use super::oracle::History;
+use super::partitions::{Division, Histories, Part};
 use super::resp::take_command;
 use super::servers::Logged;
 use super::world::{World, lock, ms};
@@ -34,8 +34,9 @@ pub(super) struct Redis(Arc<Shared>);
 struct Shared {
     world: World,
     model: Mutex<Model>,
-    /// The history of its epoch; `None`: it is a replica.
-    history: Mutex<Option<Arc<Mutex<History>>>>,
+    division: Division,
+    /// The histories of its epochs; `None`: it is a replica.
+    histories: Mutex<Option<Histories>>,
     /// The writes since its replica was given the data; `None`: it has no replica.
     log: Mutex<Option<VecDeque<Logged>>>,
     wakers: Mutex<BTreeMap<u64, Waker>>,
@@ -59,13 +60,15 @@ impl Redis {
     pub(super) fn start(
         world: &World,
         mut model: Model,
+        division: Division,
         mut ends: mpsc::UnboundedReceiver<End>,
     ) -> Self {
         let writer = Mutex::new(model.connect_logged_in());
         let redis = Self(Arc::new(Shared {
             world: world.clone(),
             model: Mutex::new(model),
-            history: Mutex::default(),
+            division,
+            histories: Mutex::default(),
             log: Mutex::default(),
             wakers: Mutex::default(),
             stalled_until: Mutex::default(),
@@ -86,14 +89,61 @@ impl Redis {
         millis(self.0.world.now())
     }
 
-    /// Records its changes in this history.
-    pub(super) fn lead(&self, history: Arc<Mutex<History>>) {
-        *lock(&self.0.history) = Some(history);
+    /// Records its changes in these histories.
+    pub(super) fn lead(&self, histories: Histories) {
+        *lock(&self.0.histories) = Some(histories);
     }
 
     /// Whether it is a primary.
     pub(super) fn leads(&self) -> bool {
-        lock(&self.0.history).is_some()
+        lock(&self.0.histories).is_some()
+    }
+
+    /// Records the changes of a part in the history of `other` too.
+    pub(super) fn join_history(&self, part: Part, other: &Self) {
+        let history = lock(&other.0.histories).as_ref().and_then(|all| all.get(part));
+        if let (Some(own), Some(history)) = (&mut *lock(&self.0.histories), history) {
+            own.add(part, history);
+        }
+    }
+
+    /// Records the changes of a part no more.
+    pub(super) fn leave_history(&self, part: Part) {
+        lock(&self.0.histories).as_mut().into_iter().for_each(|all| all.remove(part));
+    }
+
+    /// Returns the parts whose changes it records.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        lock(&self.0.histories).as_ref().map(Histories::parts).unwrap_or_default()
+    }
+
+    /// Calls `act` with the model.
+    pub(super) fn with_model<T>(&self, act: impl FnOnce(&mut Model) -> T) -> T {
+        act(&mut lock(&self.0.model))
+    }
+
+    /// Takes over the data of `primary`. No write is under way to it any more.
+    pub(super) fn catch_up(&self, primary: &Self) {
+        lock(&self.0.model).copy(&lock(&primary.0.model));
+        *lock(&primary.0.log) = Some(VecDeque::new());
+    }
+
+    /// Moves a key to `target`, as `MIGRATE` does. `false`: one of the two stands still.
+    pub(super) fn migrate(&self, key: &[u8], target: &Self) -> bool {
+        if self.is_stalled().is_some() || target.is_stalled().is_some() {
+            return false;
+        }
+        let now = self.millis();
+        let migrated = lock(&self.0.model).take_for_migration(key, now);
+        // The key has the same content as before.
+        _ = lock(&self.0.model).take_changes();
+        self.wake_receivers();
+        if let Some(migrated) = migrated {
+            lock(&target.0.model).restore(key, migrated, now);
+            target.apply_changes();
+            target.wake_receivers();
+        }
+        true
     }
 
     /// Becomes a replica of `primary`, with its data. All clients are disconnected.
@@ -102,7 +152,7 @@ impl Redis {
         model.follow(&lock(&primary.0.model));
         *lock(&self.0.writer) = model.connect_logged_in();
         drop(model);
-        (*lock(&self.0.history), *lock(&self.0.log)) = (None, None);
+        (*lock(&self.0.histories), *lock(&self.0.log)) = (None, None);
         *lock(&primary.0.log) = Some(VecDeque::new());
         self.wake_all();
     }
@@ -121,15 +171,14 @@ impl Redis {
         model.promote(self.millis()).into_iter().map(content).collect()
     }
 
-    /// Runs a command of a writer. `false`: Redis stands still.
-    pub(super) fn write(&self, command: &[&[u8]]) -> bool {
+    /// Runs a command of a writer, and returns the reply. `None`: Redis stands still.
+    pub(super) fn write(&self, command: &[&[u8]]) -> Option<Vec<u8>> {
         if self.is_stalled().is_some() {
-            return false;
+            return None;
         }
         let writer = *lock(&self.0.writer);
         self.run(writer, &command.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
-        _ = lock(&self.0.model).take_output(writer);
-        true
+        Some(lock(&self.0.model).take_output(writer))
     }
 
     fn is_stalled(&self) -> Option<Instant> {
@@ -229,9 +278,13 @@ impl Redis {
         if let Some(log) = &mut *lock(&self.0.log) {
             log.extend(writes.into_iter().map(|command| (now, command)));
         }
-        let Some(history) = lock(&self.0.history).clone() else { return };
+        let histories = lock(&self.0.histories);
+        let Some(histories) = &*histories else { return };
         for KeyState { key, content, later } in changes.into_iter().map(content) {
-            lock(&history).change(&key, content, later, now);
+            let history = histories.get(self.0.division.part_of(&key));
+            history.into_iter().for_each(|history| {
+                lock(&history).change(&key, content.clone(), later.clone(), now);
+            });
         }
     }
 
