@@ -104,9 +104,9 @@ impl<'a> Pair<'a> {
         let (node, stream, client) = &mut self.connections[connection];
         let modelled = self.models[*node].take_output(*client);
         let mut real = vec![0; modelled.len()];
-        let read = stream.read_exact(&mut real);
+        let outcome = stream.read_exact(&mut real);
         assert!(
-            read.is_ok(),
+            outcome.is_ok(),
             "instead of {}: {} after\n{}",
             modelled.escape_ascii(),
             real.escape_ascii(),
@@ -327,7 +327,9 @@ fn nodes_of_the_model_redirect_as_those_of_redis_do() {
         }
         let Pair { models, connections, owners: last, .. } = pair;
         (all, owners) = (models, last);
-        connections.iter().for_each(|(node, _, client)| all[*node].disconnect(*client));
+        for (node, _, client) in connections {
+            all[node].disconnect(client);
+        }
     }
     eprintln!("{commands} commands, {redirects} redirections, {pushes} invalidations");
     assert!(redirects > commands / 10 && pushes > commands / 100, "that tells nothing");

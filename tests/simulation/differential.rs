@@ -332,7 +332,8 @@ fn facts(command: &Reply) -> String {
                 .chunks(2)
                 .filter(is_place)
                 .map(|pair| format!("{pair:?}"))
-                .collect::<String>()
+                .collect::<Vec<_>>()
+                .join(" ")
         })
         .collect();
     format!("{:?} {access:?} {:?} {tips:?} {specifications:?}", parts[1], &parts[3..6])

@@ -53,7 +53,7 @@ use run::{Outcome, run};
 use world::lock;
 
 /// The seeds of a run without options.
-const SEEDS: u64 = 16;
+const SEEDS: u64 = 12;
 /// The number of seeds after which their sums are printed.
 const PROGRESS: u64 = 500;
 /// The variable with the seed of a process.
@@ -213,7 +213,7 @@ mod planted {
     use super::{number, simulate};
 
     /// The most seeds within which each fault has to be found.
-    const MOST: u64 = 20;
+    const MOST: u64 = 40;
     const FAULTS: [Fault; 9] = [
         Fault::LateFlight,
         Fault::RemoveBeforeClose,

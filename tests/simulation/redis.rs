@@ -282,9 +282,9 @@ impl Redis {
         let Some(histories) = &*histories else { return };
         for KeyState { key, content, later } in changes.into_iter().map(content) {
             let history = histories.get(self.0.division.part_of(&key));
-            history.into_iter().for_each(|history| {
-                lock(&history).change(&key, content.clone(), later.clone(), now);
-            });
+            if let Some(history) = history {
+                lock(&history).change(&key, content, later, now);
+            }
         }
     }
 

@@ -205,9 +205,9 @@ impl Model {
         self.head('%', 3);
         self.bulk(b"flags");
         self.head('~', 0);
-        let parts: [(&str, &str, &[(&str, i64)]); 2] =
+        let places: [(_, _, &[_]); 2] =
             [("begin_search", "index", &begin), ("find_keys", "range", &find)];
-        for (name, kind, fields) in parts {
+        for (name, kind, fields) in places {
             self.bulk(name.as_bytes());
             self.head('%', 2);
             self.bulk(b"type");
