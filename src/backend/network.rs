@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::address::ConnectionAddr;
 
@@ -29,4 +30,21 @@ pub enum Network {
     System,
     /// A simulation.
     Simulated(Arc<dyn SimulatedNetwork>),
+}
+
+impl Network {
+    /// Runs work that may block on a thread for such work. In a simulation it runs in place, since
+    /// the end of that thread would be a matter of real time.
+    ///
+    /// # Errors
+    /// [`JoinError`] if the work panicked.
+    pub(crate) async fn run_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        match self {
+            Self::System => spawn_blocking(work).await,
+            Self::Simulated(_) => Ok(work()),
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::connector::Connector;
 use super::dial::{Dialer, PrepareError};
 use super::error::{BackendError, error_reply, unreachable};
 use super::multiplexed::Multiplexed;
+use super::network::Network;
 use super::settings::{Mode, Settings};
 use super::topology::Topology;
 use super::value::text;
@@ -38,9 +39,9 @@ impl NodeClient {
     ///
     /// # Errors
     /// [`PrepareError`] if a certificate, key or password file cannot be used.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, PrepareError> {
+    pub(crate) fn new(network: Network, settings: &Settings) -> Result<Self, PrepareError> {
         let settings = Settings { mode: Mode::Standalone, ..settings.clone() };
-        let dialer = Arc::new(Dialer::new(&settings)?);
+        let dialer = Arc::new(Dialer::new(&settings)?.on(network));
         let topology = Arc::new(Topology::prepare(&settings, &dialer)?);
         let connector = Connector::new(&settings, dialer, topology);
         Ok(Self { settings, connector, connection: None })

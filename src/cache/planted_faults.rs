@@ -28,6 +28,10 @@ pub enum Fault {
     OutlivedFailover,
     /// A login is taken for one that Redis always replies to (invariant R1).
     UnansweredLogin,
+    /// The reply to a redirected fetch is kept for the primary that redirected it (invariant P1).
+    KeptRedirect,
+    /// The absence of a key of a cluster is kept (invariant P5).
+    KeptAbsence,
 }
 
 thread_local! {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Shared;
 use super::routing_table::RoutingTable;
 use super::slot_map::{ClusterView, Evidence, NodeAddr, SlotMap};
-use crate::backend::{BackendError, NodeClient, Outage};
+use crate::backend::{BackendError, NodeClient, Outage, PrepareError};
 use crate::sync::lock;
 
 /// The longest wait of a round for a node. It suffices for a node that works; the reply of any
@@ -147,7 +147,7 @@ impl Discovery {
         for (host, port) in addresses {
             let address = (host.clone(), *port);
             if !self.has_client(&address)
-                && let Ok(client) = NodeClient::new(&self.shared.settings.for_node(host, *port))
+                && let Ok(client) = self.shared.node_client(host, *port)
             {
                 self.idle.insert(address, client);
             }
@@ -271,6 +271,10 @@ impl Shared {
         discovery.run().await;
     }
 
+    fn node_client(&self, host: &str, port: u16) -> Result<NodeClient, PrepareError> {
+        NodeClient::new(self.network.clone(), &self.settings.for_node(host, port))
+    }
+
     /// Returns the addresses of all nodes that may be polled, each once.
     pub(super) fn addresses(&self) -> Vec<NodeAddr> {
         let table = self.table();
@@ -300,9 +304,8 @@ impl Shared {
 
     async fn apply(self: &Arc<Self>, views: Vec<ClusterView>, evidence: Evidence) {
         let shared = Arc::clone(self);
-        // Spawned as blocking: entries may have to be removed, and files to be read.
-        let updated =
-            tokio::task::spawn_blocking(move || shared.apply_views(&views, evidence)).await;
+        // It may block: entries may have to be removed, and files to be read.
+        let updated = self.network.run_blocking(move || shared.apply_views(&views, evidence)).await;
         if let Ok(Err(error)) = updated {
             tracing::warn!(reason = %error, "a node of the cluster cannot be queried");
         }
@@ -314,8 +317,7 @@ impl Shared {
     }
 
     fn is_changed_by(&self, view: &ClusterView, evidence: Evidence) -> bool {
-        let table = self.table();
-        table.map.merged(std::slice::from_ref(view), evidence) != table.map
+        self.table().map.is_changed_by(view, evidence)
     }
 
     /// Polls a node.

@@ -40,8 +40,10 @@ pub use self::slot_map::slot;
 use self::slot_map::{NodeAddr, SLOT_COUNT, SlotMap};
 use crate::backend::{
     self, Asking, Backend, BackendError, CommandNames, ConnectAs, EpochStream, FenceResult,
-    FetchedReply, NodeClient, PrepareError, Redirect, ReplyRequest,
+    FetchedReply, Network, NodeClient, PrepareError, Redirect, ReplyRequest,
 };
+#[cfg(feature = "planted-faults")]
+use crate::cache::planted_faults::{self, Fault};
 use crate::cache::{
     self, Cache, CacheClock, Coherence, CoherenceMode, Fetched, NegativeTtl, Purge, Refreshes,
     ReplyStatistics, ReplyStore, Rules, Statistics,
@@ -55,6 +57,7 @@ use crate::sync::lock;
 pub struct Cluster(Arc<Shared>);
 
 struct Shared {
+    network: Network,
     settings: backend::Settings,
     user: Option<String>,
     cache_settings: Mutex<cache::Settings>,
@@ -130,10 +133,28 @@ impl Cluster {
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Result<Self, PrepareError> {
+        let network = Network::System;
+        Self::prepare_on(network, settings, cache_settings, max_value, names, runtime, metrics)
+    }
+
+    /// Creates a cluster on a network, as [`prepare`](Self::prepare) does on that of the system.
+    ///
+    /// # Errors
+    /// [`PrepareError`] if a certificate, key or password file cannot be used.
+    pub fn prepare_on(
+        network: Network,
+        settings: backend::Settings,
+        cache_settings: cache::Settings,
+        max_value: usize,
+        names: CommandNames,
+        runtime: Handle,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, PrepareError> {
         // Checked once here, so problems with the files are reported at startup.
         let user = Backend::check(&settings)?;
         let replies = ReplyStore::new(&for_primaries(cache_settings.clone()));
         Ok(Self(Arc::new(Shared {
+            network,
             settings,
             user,
             replies,
@@ -245,9 +266,7 @@ impl Cluster {
                         self.0.apply_moved(slot, &address)
                     };
                     asking = if is_ask { Asking::Yes } else { Asking::No };
-                    // Closes the flight before another node's reply exists. Otherwise that reply
-                    // would be stored in this cache.
-                    shard.cache.invalidate(key.as_bytes());
+                    close_flight(&shard, &key);
                     match next {
                         Ok(next) => at = next,
                         Err(error) => return shard.backend.to_fetched(Err(error)),
@@ -255,7 +274,7 @@ impl Cluster {
                 }
                 Err(ref error) if self.should_retry(error, &mut at, &key, deadline).await => {
                     asking = Asking::No;
-                    shard.cache.invalidate(key.as_bytes());
+                    close_flight(&shard, &key);
                 }
                 reply => return at.backend.to_fetched(reply),
             }
@@ -341,7 +360,8 @@ impl Cluster {
     }
 
     async fn command_table_of(&self, (host, port): NodeAddr) -> Result<Value, BackendError> {
-        let client = NodeClient::new(&self.0.settings.for_node(&host, port));
+        let client =
+            NodeClient::new(self.0.network.clone(), &self.0.settings.for_node(&host, port));
         let mut client =
             client.map_err(|error| BackendError::Unreachable(error.to_string().into()))?;
         client.send(&redis::cmd("COMMAND")).await
@@ -603,9 +623,23 @@ impl Cluster {
     }
 }
 
+/// Closes the flight of a key before another node's reply exists (invariant P1). Otherwise that
+/// reply would be stored in the cache of this shard.
+fn close_flight(shard: &Shard, key: &Key) {
+    #[cfg(feature = "planted-faults")]
+    if planted_faults::is_planted(Fault::KeptRedirect) {
+        return;
+    }
+    shard.cache.invalidate(key.as_bytes());
+}
+
 /// Returns the settings for the caches of primaries: while tracking is on, without negative entries
 /// (invariant P5). During the migration of a slot, no node pushes that a missing key was created.
 fn for_primaries(mut settings: cache::Settings) -> cache::Settings {
+    #[cfg(feature = "planted-faults")]
+    if planted_faults::is_planted(Fault::KeptAbsence) {
+        return settings;
+    }
     if settings.coherence != CoherenceMode::Ttl {
         settings.negative_ttl = NegativeTtl::Fixed(Duration::ZERO);
         settings.rules.iter_mut().for_each(|rule| rule.negative_ttl = None);
@@ -666,7 +700,8 @@ impl Shared {
             self.runtime.clone(),
             Arc::clone(&self.replies),
         );
-        let (backend, link) = Backend::prepare(
+        let (backend, link) = Backend::prepare_on(
+            self.network.clone(),
             settings,
             self.max_value,
             Arc::clone(&self.names),

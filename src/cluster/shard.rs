@@ -84,6 +84,13 @@ impl Shard {
     }
 }
 
+impl Drop for Shard {
+    /// Ends the connection. Otherwise its supervisor would outlive the cluster.
+    fn drop(&mut self) {
+        self.link.abort();
+    }
+}
+
 /// Signals `wake` whenever a primary becomes suspected to be out of service. Returns once its
 /// supervisor has ended.
 pub(super) async fn forward_suspicion(mut suspected: watch::Receiver<bool>, wake: Arc<Notify>) {

@@ -124,6 +124,10 @@ impl Evidence {
     }
 }
 
+fn by_reference((address, epoch): &(NodeAddr, u64)) -> (&NodeAddr, u64) {
+    (address, *epoch)
+}
+
 /// The owner of each slot, and the config epoch of its claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SlotMap {
@@ -138,6 +142,22 @@ impl SlotMap {
     /// Returns the known owners, merged with the claims of `views`. Of several claims to a slot the
     /// one with the highest epoch counts, as far as `evidence` suffices.
     pub(super) fn merged(&self, views: &[ClusterView], evidence: Evidence) -> Self {
+        let owners = self.owners_with(views, evidence);
+        Self { owners: owners.map(|owner| owner.map(|(at, epoch)| (at.clone(), epoch))).collect() }
+    }
+
+    /// Whether the claims of a view change an owner or its epoch, as [`merged`](Self::merged) would
+    /// apply them.
+    pub(super) fn is_changed_by(&self, view: &ClusterView, evidence: Evidence) -> bool {
+        let owners = self.owners_with(std::slice::from_ref(view), evidence);
+        owners.zip(&self.owners).any(|(next, known)| next != known.as_ref().map(by_reference))
+    }
+
+    fn owners_with<'a>(
+        &'a self,
+        views: &'a [ClusterView],
+        evidence: Evidence,
+    ) -> impl Iterator<Item = Option<(&'a NodeAddr, u64)>> {
         let mut claimed = vec![None::<(&NodeAddr, u64)>; SLOT_COUNT];
         for claim in views.iter().flat_map(|view| &view.primaries) {
             for slot in claim.slots.iter().cloned().flatten() {
@@ -147,15 +167,14 @@ impl SlotMap {
                 }
             }
         }
-        let owners =
-            claimed.into_iter().zip(&self.owners).map(|(claimed, known)| match (claimed, known) {
-                (None, known) => known.clone().filter(|_| evidence != Evidence::EveryNode),
-                (Some((address, epoch)), known) => {
-                    let is_accepted = evidence.suffices(epoch, known.as_ref().map(|known| known.1));
-                    if is_accepted { Some((address.clone(), epoch)) } else { known.clone() }
-                }
-            });
-        Self { owners: owners.collect() }
+        claimed.into_iter().zip(&self.owners).map(move |(claimed, known)| {
+            let known = known.as_ref().map(by_reference);
+            match claimed {
+                None => known.filter(|_| evidence != Evidence::EveryNode),
+                Some((_, epoch)) if evidence.suffices(epoch, known.map(|known| known.1)) => claimed,
+                Some(_) => known,
+            }
+        })
     }
 
     /// Sets the owner of `slot` to `address`, as a `MOVED` reply reported it.
@@ -266,6 +285,9 @@ mod tests {
         let unknown = SlotMap::unknown();
         assert_eq!(unknown.merged(std::slice::from_ref(&first), Evidence::OneNode), unknown);
         let map = unknown.merged(&[first], Evidence::SomeNodes);
+        assert!(!map.is_changed_by(&equal, Evidence::OneNode));
+        assert!(map.is_changed_by(&equal, Evidence::SomeNodes));
+        assert!(map.is_changed_by(&later, Evidence::OneNode));
         assert_eq!(map.merged(&[equal], Evidence::OneNode), map);
         let map = map.merged(&[later], Evidence::OneNode);
         assert_eq!((map.owner(0), map.owner(16383)), (Some(&address(2)), Some(&address(2))));

@@ -10,6 +10,13 @@
     clippy::expect_used,
     reason = "a test that panics has failed, which is what it should do"
 )]
+#![cfg_attr(
+    feature = "planted-faults",
+    expect(
+        clippy::print_stderr,
+        reason = "the time until a planted fault is found is of interest"
+    )
+)]
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{sleep, timeout};
 
-use super::epochs::Seen;
 use super::http;
 use super::model::{Key, USERS, User, Version};
 use super::network::{End, longest};
 use super::oracle::Read;
+use super::partitions::Views;
 use super::resp::{Reply, command, take_reply};
 use super::run::Stage;
 use super::world::lock;
@@ -26,6 +26,8 @@ enum Expected {
     Hash(Key),
     /// A hash has this value in its only field that a client writes.
     Written(Key, Vec<u8>),
+    /// Each key has its value.
+    AllWritten(Vec<(Key, Vec<u8>)>),
     Deleted(Key),
     Any,
     /// The login of this user.
@@ -43,7 +45,7 @@ struct Session {
     opened: Duration,
     /// Whether the proxy was connected when the last commands were sent.
     was_ready: bool,
-    seen: Seen,
+    seen: Views,
     /// The user that it has logged in as; `None`: it has not, or that is not certain.
     user: Option<&'static User>,
 }
@@ -122,13 +124,16 @@ fn steps(stage: &Stage) -> Vec<Sent> {
         }
         79..=81 => vec![set(stage), get(), get()],
         82..=86 => {
-            let (read, written) = (get(), set(stage));
+            let read = get();
+            let Expected::One(key) = &read.1 else { unreachable!("it is a GET") };
+            let written = set_key(stage, stage.sibling(key));
             let results = Expected::Transaction(vec![read.1, written.1]);
             let steps =
                 [command(&[b"MULTI"]), read.0, written.0].map(|command| (command, Expected::Any));
             steps.into_iter().chain([(command(&[b"EXEC"]), results)]).collect()
         }
-        87..=93 => {
+        87..=88 => vec![mset(stage)],
+        89..=93 => {
             let key = stage.random_hash();
             vec![(command(&[b"HGETALL", &key]), Expected::Hash(key))]
         }
@@ -136,8 +141,20 @@ fn steps(stage: &Stage) -> Vec<Sent> {
     }
 }
 
+fn mset(stage: &Stage) -> Sent {
+    let one = stage.random_key();
+    let other = if stage.world.chance(70) { stage.sibling(&one) } else { stage.random_key() };
+    let pairs = [one, other].map(|key| (key, stage.next_text()));
+    let [(one, first), (other, second)] = &pairs;
+    (command(&[b"MSET", one, first, other, second]), Expected::AllWritten(pairs.into()))
+}
+
 fn set(stage: &Stage) -> Sent {
-    let (key, text) = (stage.random_key(), stage.next_text());
+    set_key(stage, stage.random_key())
+}
+
+fn set_key(stage: &Stage, key: Key) -> Sent {
+    let text = stage.next_text();
     let millis = stage.world.between(1, stage.plan.life).to_string();
     let words: &[&[u8]] = if stage.world.chance(20) {
         &[b"SET", &key, &text, b"PX", millis.as_bytes()]
@@ -151,7 +168,7 @@ impl Session {
     async fn open(stage: &Stage) -> Option<Self> {
         let end = stage.to_proxy.connect().await.ok()?;
         let opened = stage.world.now();
-        let (input, seen) = (Vec::new(), Seen::default());
+        let (input, seen) = (Vec::new(), Views::default());
         Some(Self { end, input, opened, was_ready: false, seen, user: None })
     }
 
@@ -242,15 +259,13 @@ impl Session {
                 let content = (!pairs.is_empty()).then(|| pairs.join(&b' '));
                 self.judge_read(stage, sent, key, content.as_deref())
             }
-            (Expected::Written(key, text), Reply::Simple(_)) => {
-                let place = lock(&stage.epochs).place_of(key, text);
-                let place = place.ok_or("a write was acknowledged that Redis has not run")?;
-                self.seen.note_written(key, Some(place));
-                Ok(())
+            (Expected::Written(key, text), Reply::Simple(_)) => self.note_written(stage, key, text),
+            (Expected::AllWritten(pairs), Reply::Simple(_)) => {
+                pairs.iter().try_for_each(|(key, text)| self.note_written(stage, key, text))
             }
             (Expected::Deleted(key), Reply::Integer(_)) => {
                 // Without a state since then, the key was absent before.
-                self.seen.note_written(key, lock(&stage.epochs).since(key, sent, now));
+                lock(&stage.epochs).note_deleted(key, sent, now, &mut self.seen);
                 Ok(())
             }
             (Expected::LoggedIn(user), Reply::Simple(_)) => {
@@ -270,6 +285,12 @@ impl Session {
         }
     }
 
+    fn note_written(&mut self, stage: &Stage, key: &[u8], text: &[u8]) -> Result<(), String> {
+        let has_run = lock(&stage.epochs).note_written(key, text, &mut self.seen);
+        let breach = "a write was acknowledged that Redis has not run";
+        if has_run { Ok(()) } else { Err(breach.to_owned()) }
+    }
+
     fn judge_read(
         &mut self,
         stage: &Stage,
@@ -281,12 +302,9 @@ impl Session {
         let arrived = stage.world.now();
         let (bound, may_be_stale) = stage.bound(sent, self.was_ready);
         let read = Read { key, content, sent, arrived, seen: 0, bound };
-        let seen = (!may_be_stale).then_some(&self.seen);
         // An entry of a previous primary may be served for as long as any that is superseded.
         let grace = bound.saturating_sub(longest(stage.plan.delay));
-        let place = lock(&stage.epochs).judge(&read, seen, grace)?;
-        self.seen.note_read(key, place);
-        Ok(())
+        lock(&stage.epochs).judge(&read, &mut self.seen, may_be_stale, grace)
     }
 
     /// Whether the reply is an error, whatever happens: to a wrong login, or about a key that the

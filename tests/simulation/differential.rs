@@ -152,7 +152,7 @@ fn random_command(random: &mut StdRng) -> Vec<Vec<u8>> {
 
 /// Returns bytes for a message, without the difference that times make. With `is_unordered` the
 /// order of the lines makes none either.
-fn shown(all: &[Vec<u8>], is_unordered: bool) -> String {
+pub(super) fn shown(all: &[Vec<u8>], is_unordered: bool) -> String {
     let line = |line: &[u8]| {
         let number = line.strip_prefix(b":").and_then(|text| str::from_utf8(text).ok());
         let is_time = number.is_some_and(|text| text.parse::<i64>().unwrap_or(0) > 100_000);
@@ -286,6 +286,10 @@ fn model_answers_logins_as_redis_does() {
 
 fn hello(stream: &mut UnixStream) -> Reply {
     stream.write_all(&command(&[b"HELLO", b"3"])).expect("a request");
+    receive_reply(stream)
+}
+
+pub(super) fn receive_reply(stream: &mut UnixStream) -> Reply {
     let mut received = Vec::new();
     loop {
         let mut piece = [0; 1024];
@@ -301,4 +305,58 @@ fn hello(stream: &mut UnixStream) -> Reply {
 fn shape(map: &Reply) -> Vec<Reply> {
     let Reply::Array(parts) = map else { panic!("{map:?} is no map") };
     parts.iter().step_by(2).cloned().collect()
+}
+
+/// Returns the facts about a command that the model reports: the number of arguments, whether it
+/// reads or writes, the places of its keys, and its policies in a cluster.
+fn facts(command: &Reply) -> String {
+    let Reply::Array(parts) = command else { panic!("{command:?} is no command") };
+    let words = |reply: &Reply| match reply {
+        Reply::Array(items) => items.clone(),
+        _ => Vec::new(),
+    };
+    let text = |reply: &Reply| match reply {
+        Reply::Text(text) | Reply::Simple(text) => String::from_utf8_lossy(text).into_owned(),
+        other => format!("{other:?}"),
+    };
+    let flags: Vec<_> = words(&parts[2]).iter().map(text).collect();
+    let tips: Vec<_> =
+        words(&parts[7]).iter().map(text).filter(|tip| tip.contains("_policy")).collect();
+    let access: Vec<_> =
+        flags.into_iter().filter(|flag| ["readonly", "write"].contains(&&**flag)).collect();
+    let specifications: Vec<_> = words(&parts[8])
+        .iter()
+        .map(|one| {
+            let is_place = |pair: &&[Reply]| text(&pair[0]) != "flags" && text(&pair[0]) != "notes";
+            words(one)
+                .chunks(2)
+                .filter(is_place)
+                .map(|pair| format!("{pair:?}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect();
+    format!("{:?} {access:?} {:?} {tips:?} {specifications:?}", parts[1], &parts[3..6])
+}
+
+#[test]
+fn model_reports_commands_as_redis_does() {
+    let server = RedisServer::builder().start();
+    let mut stream = UnixStream::connect(server.socket()).expect("a connection");
+    _ = hello(&mut stream);
+    let mut model = Model::new(version(&server, ""), Access::Open);
+    let client = model.connect();
+    model.run(client, &[b"HELLO".to_vec(), b"3".to_vec()], 1);
+    _ = model.take_output(client);
+    model.run(client, &[b"COMMAND".to_vec()], 1);
+    let mut output = model.take_output(client);
+    let Some(Reply::Array(commands)) = take_reply(&mut output) else { panic!("no commands") };
+    for modelled in commands {
+        let Reply::Array(parts) = &modelled else { panic!("{modelled:?} is no command") };
+        let Reply::Text(name) = &parts[0] else { panic!("{modelled:?} has no name") };
+        stream.write_all(&command(&[b"COMMAND", b"INFO", name])).expect("a request");
+        let Reply::Array(real) = receive_reply(&mut stream) else { panic!("no facts") };
+        // A real one lists its subcommands with keys and arities of their own.
+        assert_eq!(facts(&real[0]), facts(&modelled), "{}", name.escape_ascii());
+    }
 }

@@ -6,9 +6,11 @@
 //!
 //! A write that the previous primary acknowledged may be missing in the next epoch. A session that
 //! has such a write never reads the older value in its place: its connection ends with the failover
-//! (invariant T3). Nor does a session go back to a previous primary: not for a key, and for other
-//! keys not once it has its reply or has written. The keys of one command, and commands that are
-//! sent together, may be read from both: one from memory, while another waits for the next primary.
+//! (invariant T3). Before a cluster it does not end ([`Sessions`]).
+//!
+//! Nor does a session go back to a previous primary: not for a key, and for other keys not once it
+//! has its reply or has written. The keys of one command, and commands that are sent together, may
+//! be read from both: one from memory, while another waits for the next primary.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -37,17 +39,18 @@ struct Epoch {
     inherited: BTreeMap<Key, usize>,
 }
 
-pub(super) struct Epochs(Vec<Epoch>);
+pub(super) struct Epochs {
+    all: Vec<Epoch>,
+    sessions: Sessions,
+}
 
-impl Default for Epochs {
-    fn default() -> Self {
-        Self(vec![Epoch {
-            history: Arc::default(),
-            begun: Duration::ZERO,
-            left_by: None,
-            inherited: BTreeMap::new(),
-        }])
-    }
+/// The fate of the connections of clients in a failover.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sessions {
+    /// They end, so no session goes on without a write of its own that is lost.
+    End,
+    /// They go on, as before a cluster. A lost write of the session is as any other.
+    GoOn,
 }
 
 /// The states that a session has seen or written.
@@ -100,9 +103,19 @@ fn note(
 }
 
 impl Epochs {
+    pub(super) fn new(sessions: Sessions) -> Self {
+        let first = Epoch {
+            history: Arc::default(),
+            begun: Duration::ZERO,
+            left_by: None,
+            inherited: BTreeMap::new(),
+        };
+        Self { all: vec![first], sessions }
+    }
+
     /// Returns the history of the last epoch.
     pub(super) fn last(&self) -> Arc<Mutex<History>> {
-        Arc::clone(&self.0[self.0.len() - 1].history)
+        Arc::clone(&self.all[self.all.len() - 1].history)
     }
 
     /// Begins an epoch now with these contents. The proxy knows of it by `known_by`.
@@ -116,7 +129,7 @@ impl Epochs {
         for KeyState { key, content, later } in contents {
             history.begin(&key, content, later);
         }
-        let previous = self.0.last_mut().expect("an epoch");
+        let previous = self.all.last_mut().expect("an epoch");
         previous.left_by = Some(known_by);
         let mut before = lock(&previous.history);
         for key in before.keys() {
@@ -127,13 +140,13 @@ impl Epochs {
         drop(before);
         let history = Arc::new(Mutex::new(history));
         let epoch = Epoch { history: Arc::clone(&history), begun: now, left_by: None, inherited };
-        self.0.push(epoch);
+        self.all.push(epoch);
         history
     }
 
     /// The proxy may not know of the last failover before `until`.
     pub(super) fn delay_knowledge(&mut self, now: Duration, until: Duration) {
-        for left_by in self.0.iter_mut().filter_map(|epoch| epoch.left_by.as_mut()) {
+        for left_by in self.all.iter_mut().filter_map(|epoch| epoch.left_by.as_mut()) {
             if *left_by >= now {
                 *left_by = until.max(*left_by);
             }
@@ -147,9 +160,10 @@ impl Epochs {
             all.get(&(epoch, key.clone())).copied().unwrap_or(0)
         };
         let mut carried = 0;
-        for earlier in 0..epoch {
+        let followed = if self.sessions == Sessions::End { 0..epoch } else { 0..0 };
+        for earlier in followed {
             let written = carried.max(number(&seen.written, earlier));
-            let kept = self.0[earlier + 1].inherited.get(&key).copied().unwrap_or(usize::MAX);
+            let kept = self.all[earlier + 1].inherited.get(&key).copied().unwrap_or(usize::MAX);
             carried = usize::from(written > kept);
         }
         carried.max(number(&seen.written, epoch)).max(number(&seen.read, epoch))
@@ -169,7 +183,7 @@ impl Epochs {
         grace: Duration,
     ) -> Result<Option<Place>, String> {
         let (mut places, mut problem) = (Vec::new(), None);
-        for (number, epoch) in self.0.iter().enumerate().rev() {
+        for (number, epoch) in self.all.iter().enumerate().rev() {
             let is_over = epoch.left_by.is_some_and(|by| by + grace < read.sent);
             let is_left = seen.is_some_and(|seen| seen.has_left(number, read.key));
             if epoch.begun > read.arrived || is_over || is_left {
@@ -191,13 +205,13 @@ impl Epochs {
 
     /// Returns the state to which the write of this content led.
     pub(super) fn place_of(&self, key: &[u8], content: &[u8]) -> Option<Place> {
-        let mut each = self.0.iter().enumerate();
+        let mut each = self.all.iter().enumerate();
         each.find_map(|(epoch, one)| Some((epoch, lock(&one.history).number_of(key, content)?)))
     }
 
     /// Returns the first state of a key that began at `sent` or later, if there was one epoch only.
     pub(super) fn since(&self, key: &[u8], sent: Duration, now: Duration) -> Option<Place> {
-        let (last, before) = self.0.split_last().expect("an epoch");
+        let (last, before) = self.all.split_last().expect("an epoch");
         let is_alone = before.iter().all(|epoch| epoch.left_by.is_none_or(|by| by < sent));
         let is_sure = is_alone && last.begun <= sent;
         is_sure.then(|| (before.len(), lock(&last.history).since(key, sent, now)))
@@ -205,7 +219,7 @@ impl Epochs {
 
     /// Returns all keys that were ever read or written.
     pub(super) fn keys(&self) -> BTreeSet<Key> {
-        self.0.iter().flat_map(|epoch| lock(&epoch.history).keys()).collect()
+        self.all.iter().flat_map(|epoch| lock(&epoch.history).keys()).collect()
     }
 }
 
@@ -219,7 +233,11 @@ mod tests {
     /// Returns epochs in which the first primary has `a` from 10 ms and `b` from 20 ms on. The
     /// second begins at 30 ms with `kept`, and is known by 50 ms.
     fn epochs(kept: &str) -> Epochs {
-        let mut epochs = Epochs::default();
+        epochs_with(Sessions::End, kept)
+    }
+
+    fn epochs_with(sessions: Sessions, kept: &str) -> Epochs {
+        let mut epochs = Epochs::new(sessions);
         let first = epochs.last();
         for (text, at) in [("a", 10), ("b", 20)] {
             lock(&first).change(KEY, Some(text.into()), Later::new(), ms(at));
@@ -254,6 +272,17 @@ mod tests {
         assert!(judge(&mut epochs, "a", 60, &writer).unwrap_err().contains("has seen 1"));
         lock(&epochs.last()).change(KEY, Some(b"c".to_vec()), Later::new(), ms(61));
         assert_eq!(judge(&mut epochs, "c", 62, &writer), Ok(Some((1, 1))));
+    }
+
+    #[test]
+    fn lost_write_may_be_missing_where_sessions_go_on() {
+        let mut epochs = epochs_with(Sessions::GoOn, "a");
+        let mut writer = Seen::default();
+        writer.note_written(KEY, epochs.place_of(KEY, b"b"));
+        writer.go_on();
+        assert_eq!(judge(&mut epochs, "a", 60, &writer), Ok(Some((1, 0))));
+        writer.note_read(KEY, Some((1, 0)));
+        assert!(judge(&mut epochs, "b", 45, &writer).is_err(), "no way back");
     }
 
     #[test]

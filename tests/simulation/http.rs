@@ -16,10 +16,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::clients::{Ended, PATIENCE, closed};
-use super::epochs::Seen;
 use super::model::Key;
 use super::network::{End, longest};
 use super::oracle::Read;
+use super::partitions::Views;
 use super::run::Stage;
 use super::world::lock;
 
@@ -63,7 +63,7 @@ struct Connection {
 /// A session, and the versions that it has.
 #[derive(Default)]
 struct Session {
-    seen: Seen,
+    seen: Views,
     known: BTreeMap<Key, Known>,
     /// The number of the program's starts when it began.
     starts: u64,
@@ -109,9 +109,43 @@ pub(super) async fn read_all(stage: &Stage, keys: &[Key]) -> Result<(), String> 
     Ok(())
 }
 
+/// A connection of its own that reads one key again and again.
+pub(super) struct Watch {
+    session: Session,
+    connection: Connection,
+    key: Key,
+}
+
+impl Watch {
+    /// Connects, and reads the key once.
+    pub(super) async fn begin(stage: &Stage, key: Key) -> Result<Self, Ended> {
+        let end = stage.to_http.connect().await.map_err(|_| Ended::Closed)?;
+        let connection = Connection { end, input: Vec::new() };
+        let mut watch = Self { session: Session::default(), connection, key };
+        watch.read(stage).await?;
+        Ok(watch)
+    }
+
+    async fn read(&mut self, stage: &Stage) -> Result<(), Ended> {
+        let key = self.key.clone();
+        let request = Request { key, is_current: false, known: None, is_general: false };
+        self.session.send(stage, &mut self.connection, vec![request]).await
+    }
+
+    /// Reads every few milliseconds until this time.
+    pub(super) async fn read_until(mut self, stage: &Stage, until: Duration) -> Result<(), Ended> {
+        while stage.world.now() < until {
+            sleep(stage.world.duration(1, 10)).await;
+            self.read(stage).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Request {
     fn bytes(&self) -> Vec<u8> {
-        let mut head = [b"GET /keys/", &self.key[..], b" HTTP/1.1\r\nhost: proxy\r\n"].concat();
+        let path = percent_encoded(&self.key);
+        let mut head = format!("GET /keys/{path} HTTP/1.1\r\nhost: proxy\r\n").into_bytes();
         if self.is_current {
             head.extend_from_slice(b"cache-control: no-cache\r\n");
         }
@@ -200,16 +234,23 @@ impl Session {
         }
         let key = request.key;
         let read = Read { key: &key, content: content.as_deref(), sent, arrived, seen: 0, bound };
-        let seen = (!response.is_stale).then_some(&self.seen);
         let grace = bound.saturating_sub(longest(stage.plan.delay));
-        let place = lock(&stage.epochs).judge(&read, seen, grace)?;
-        self.seen.note_read(&key, place);
+        lock(&stage.epochs).judge(&read, &mut self.seen, response.is_stale, grace)?;
         match content {
             Some(text) => drop(self.known.insert(key, Known { etag: response.etag, text })),
             None => drop(self.known.remove(&key)),
         }
         Ok(())
     }
+}
+
+/// Returns a key as it is written in a path.
+fn percent_encoded(key: &[u8]) -> String {
+    let encoded = key.iter().map(|byte| match byte {
+        b'0'..=b'9' | b'a'..=b'z' => char::from(*byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    });
+    encoded.collect()
 }
 
 /// Returns an exchange as an event. It lacks the date, which is that of the machine.

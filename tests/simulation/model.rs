@@ -9,14 +9,15 @@
 //! their push, only when a command finds it or the active expiry comes by. So it is in Redis.
 //!
 //! A replica runs the commands of its primary again ([`Model::replay`]), and serves no data before
-//! it is promoted.
+//! it is promoted. [`cluster`] has what a node of a cluster does.
 //!
 //! The model lacks: other types than strings and hashes, `WATCH`, scripts, blocking commands,
 //! pub/sub, databases beside 0, ACL rules beside those of two users, `BCAST`, `OPTIN`, `OPTOUT`,
 //! `NOLOOP` and `REDIRECT` of tracking, the limit of its table, the eviction of keys, the protocol
-//! of replication, and clusters.
+//! of replication, and the protocol of a cluster's nodes among themselves.
 
 mod admin;
+pub(super) mod cluster;
 mod commands;
 mod hashes;
 
@@ -24,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::mem::take;
 
+use self::cluster::View;
 use self::commands::{Kind, Spec};
 use self::hashes::{Fields, flat};
 use super::resp::{Protocol, bulk};
@@ -106,6 +108,8 @@ struct Client {
     /// The commands behind `MULTI`.
     queued: Option<Vec<Vec<Vec<u8>>>>,
     is_aborted: bool,
+    /// The last command was `ASKING`.
+    is_asking: bool,
     output: Vec<u8>,
 }
 
@@ -115,6 +119,8 @@ pub(super) struct Model {
     version: Version,
     access: Access,
     role: Role,
+    /// `None`: it belongs to no cluster.
+    cluster: Option<View>,
     keys: BTreeMap<Key, Entry>,
     clients: BTreeMap<u64, Client>,
     /// The clients that have read each key.
@@ -155,6 +161,7 @@ impl Model {
             is_tracking: false,
             queued: None,
             is_aborted: false,
+            is_asking: false,
             output: Vec::new(),
         };
         self.clients.insert(self.next_client, client);
@@ -228,6 +235,10 @@ impl Model {
         let outcome = self.run_or_queue(command);
         if let Err(error) = outcome {
             self.write(format!("-{error}\r\n").as_bytes());
+        }
+        let is_asking = command[0].eq_ignore_ascii_case(b"asking");
+        if self.client().queued.is_none() && !is_asking {
+            self.client().is_asking = false;
         }
         for key in take(&mut self.deferred) {
             self.push(client, key.as_deref());
@@ -317,25 +328,48 @@ impl Model {
     fn run_or_queue(&mut self, command: &[Vec<u8>]) -> Outcome {
         let checked = check(command, self.version);
         let is_queued = self.client().queued.is_some();
-        let permitted = checked.and_then(|spec| self.permit(spec, command).map(|()| spec));
+        let permitted = checked.and_then(|spec| {
+            self.permit(spec, command)?;
+            self.check_redirect(spec, command)?;
+            self.check_role(spec).map(|()| spec)
+        });
         let spec = match permitted {
             Ok(spec) => spec,
             Err(error) => {
+                let is_queued = self.client().queued.is_some();
                 self.client().is_aborted |= is_queued;
                 return Err(error);
             }
         };
         if is_queued && !["exec", "discard", "multi"].contains(&spec.name) {
-            self.client().queued.as_mut().expect("a transaction").push(command.to_vec());
+            // Redis keeps no command of a transaction that it will not run.
+            let is_aborted = self.client().is_aborted;
+            let queued = self.client().queued.as_mut().expect("a transaction");
+            queued.extend((!is_aborted).then(|| command.to_vec()));
             self.write(b"+QUEUED\r\n");
             return Ok(());
         }
         self.call(spec, command)
     }
 
+    /// Checks that the command may run at this node. A redirected `EXEC` ends its transaction.
+    fn check_redirect(&mut self, spec: &Spec, command: &[Vec<u8>]) -> Outcome {
+        let checked = self.check_slot(spec, command);
+        if checked.is_err() && spec.name == "exec" {
+            self.client().queued = None;
+            self.client().is_aborted = false;
+        }
+        checked
+    }
+
+    /// A replica serves no data.
+    fn check_role(&self, spec: &Spec) -> Outcome {
+        let is_refused = self.role == Role::Replica && spec.kind != Kind::Other;
+        if is_refused { Err(MASTER_DOWN.to_owned()) } else { Ok(()) }
+    }
+
     /// Whether the client may run a command here.
     fn permit(&mut self, spec: &Spec, command: &[Vec<u8>]) -> Outcome {
-        let has_data = spec.kind != Kind::Other;
         match self.client().user {
             None if !["auth", "hello"].contains(&spec.name) => {
                 return Err("NOAUTH Authentication required.".to_owned());
@@ -348,9 +382,6 @@ impl Model {
                 .to_owned());
             }
             _ => {}
-        }
-        if self.role == Role::Replica && has_data {
-            return Err(MASTER_DOWN.to_owned());
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! Bytes are written in pieces, each of which arrives after a delay, behind all earlier pieces of
 //! its pipe. Pieces of different pipes overtake each other. A path can be slow, hold bytes in
 //! either direction, refuse connections, cut its links at any byte, or lose everything that its
-//! links carry from then on.
+//! links carry from then on. One end can hold what it writes behind a certain byte.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -64,6 +64,18 @@ pub(super) struct End {
     side: usize,
     path: Path,
     timer: Pin<Box<Sleep>>,
+    hold: Option<Hold>,
+}
+
+/// A hold of what one end writes behind some bytes.
+#[derive(Clone, Copy)]
+struct Hold {
+    /// The number of bytes that are not held.
+    bytes: usize,
+    /// The delay of these.
+    delay: Duration,
+    /// The time until which the others are held.
+    until: Instant,
 }
 
 impl fmt::Debug for End {
@@ -187,6 +199,7 @@ impl Path {
             side,
             path: self.clone(),
             timer: Box::pin(sleep_until(Instant::now())),
+            hold: None,
         };
         _ = self.0.accepted.send(end(1));
         sleep(self.arrival(1).saturating_duration_since(Instant::now())).await;
@@ -215,6 +228,20 @@ impl SimulatedNetwork for Hosts {
 }
 
 impl End {
+    /// Delays the next `bytes` that it writes, and holds all others until `until`.
+    pub(super) fn hold_behind(&mut self, bytes: usize, delay: Duration, until: Instant) {
+        self.hold = Some(Hold { bytes, delay, until });
+    }
+
+    /// Returns the length and the arrival of a piece under the hold.
+    fn held(&self, length: usize, arrival: Instant) -> (usize, Instant) {
+        match self.hold {
+            Some(hold) if hold.bytes > 0 => (length.min(hold.bytes), arrival + hold.delay),
+            Some(hold) => (length, arrival.max(hold.until)),
+            None => (length, arrival),
+        }
+    }
+
     /// Returns what `take` takes from the front of `input`, with as many more bytes as it needs, or
     /// `None` if the link ends before.
     pub(super) async fn receive<T>(
@@ -274,7 +301,7 @@ impl AsyncRead for End {
 
 impl AsyncWrite for End {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
@@ -284,9 +311,10 @@ impl AsyncWrite for End {
             2.. if world.chance(20) => 1 + world.index(bytes.len() - 1),
             length => length,
         };
-        let arrival = self.path.arrival(self.side);
-        let mut pipes = lock(&self.pipes);
-        let pipe = &mut pipes[self.side];
+        let (length, arrival) = self.held(length, self.path.arrival(self.side));
+        let (pipes, side) = (Arc::clone(&self.pipes), self.side);
+        let mut pipes = lock(&pipes);
+        let pipe = &mut pipes[side];
         if pipe.is_lost {
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -302,6 +330,9 @@ impl AsyncWrite for End {
         pipe.pieces.push_back((arrival, bytes[..length].to_vec()));
         pipe.bytes += length;
         pipe.reader.take().into_iter().for_each(Waker::wake);
+        if let Some(hold) = &mut self.hold {
+            hold.bytes = hold.bytes.saturating_sub(length);
+        }
         Poll::Ready(Ok(length))
     }
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 use axum::Router;
 use redis_proxy::backend::{self, Backend, Mode, Network};
 use redis_proxy::cache::{self, Cache, CoherenceMode};
+use redis_proxy::cluster::Cluster;
 use redis_proxy::commands::{kept_names, names};
 use redis_proxy::http::{self, HttpService, Keys, Observer};
-use redis_proxy::metrics::{FrontEnd, Metrics};
+use redis_proxy::metrics::{FrontEnd, Metrics, Node};
 use redis_proxy::net::ClientStream;
 use redis_proxy::proxy::Proxy;
 use redis_proxy::resp::{self, Resp};
@@ -28,7 +29,7 @@ use super::model::{Access, USERS};
 use super::network::{End, Hosts};
 use super::run::Plan;
 use super::sentinel::MASTER;
-use super::servers::SENTINELS;
+use super::servers::Layout;
 use super::world::{World, lock};
 
 /// The limits of the program's configuration.
@@ -50,10 +51,11 @@ type Ends = mpsc::UnboundedReceiver<End>;
 
 /// The program from a start to a crash.
 struct Process {
+    upstream: Upstream,
     proxy: Proxy,
     resp: Resp,
     http: HttpService<Keys>,
-    /// The supervisor and the sweep of the cache.
+    /// The supervisor, or the discovery of a cluster; and the sweep of the cache.
     tasks: [AbortHandle; 2],
     connections: Vec<AbortHandle>,
     /// The number of starts before it, and the reads from memory.
@@ -78,9 +80,11 @@ impl Program {
         program
     }
 
-    /// Whether the proxy is connected to Redis.
+    /// Whether the proxy is connected to Redis, or to all primaries of a cluster.
     pub(super) fn is_ready(&self) -> bool {
-        lock(&self.0.process).proxy.ready().is_ok()
+        let process = lock(&self.0.process);
+        let is_down = |node: &Node| node.role == "redis" && !node.up;
+        process.proxy.ready().is_ok() && !process.upstream.nodes().iter().any(is_down)
     }
 
     /// Returns the number of reads that were answered from memory.
@@ -113,19 +117,9 @@ impl Program {
 
 impl Process {
     fn start(cache: &cache::Settings, redis: &backend::Settings, hosts: &Hosts) -> Self {
-        let cache = Cache::new(cache.clone(), Handle::current());
         let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
-        let (backend, supervisor) = Backend::prepare_on(
-            Network::Simulated(Arc::new(hosts.clone())),
-            redis.clone(),
-            MAX_VALUE,
-            kept_names().into(),
-            cache.clone(),
-            Arc::clone(&metrics),
-        )
-        .expect("a backend");
-        let supervising = tokio::spawn(supervisor.run());
-        let upstream = Upstream::Standalone(cache, backend);
+        let network = Network::Simulated(Arc::new(hosts.clone()));
+        let (upstream, running) = upstream(network, cache, redis, &metrics);
         let swept = upstream.clone();
         let sweeping = tokio::spawn(async move {
             loop {
@@ -134,16 +128,17 @@ impl Process {
             }
         });
         let observer = Observer::new(&metrics, FrontEnd::Http);
-        let proxy = Proxy::new(upstream, metrics, HotKeys::new(0));
+        let proxy = Proxy::new(upstream.clone(), metrics, HotKeys::new(0));
         let resp = Resp::prepare(resp::Settings::default(), MAX_KEY, proxy.clone());
         let settings = http::Settings::default();
         let limits = settings.limits();
         let keys = Keys::new(proxy.clone(), settings, Router::new());
         Self {
+            upstream,
             proxy,
             resp: resp.expect("a front end"),
             http: HttpService::new(keys, limits, None, observer),
-            tasks: [supervising.abort_handle(), sweeping.abort_handle()],
+            tasks: [running, sweeping.abort_handle()],
             connections: Vec::new(),
             earlier_starts: 0,
             earlier_hits: 0,
@@ -164,6 +159,29 @@ impl Process {
     }
 }
 
+/// Starts the way to Redis. Returns it, and its task.
+fn upstream(
+    network: Network,
+    cache: &cache::Settings,
+    redis: &backend::Settings,
+    metrics: &Arc<Metrics>,
+) -> (Upstream, AbortHandle) {
+    let (redis, names, metrics) = (redis.clone(), kept_names().into(), Arc::clone(metrics));
+    if redis.mode == Mode::Cluster {
+        let (cache, runtime) = (cache.clone(), Handle::current());
+        let cluster =
+            Cluster::prepare_on(network, redis, cache, MAX_VALUE, names, runtime, metrics);
+        let cluster = cluster.expect("a cluster");
+        let running = tokio::spawn(cluster.clone().run());
+        return (Upstream::Cluster(cluster), running.abort_handle());
+    }
+    let cache = Cache::new(cache.clone(), Handle::current());
+    let prepared = Backend::prepare_on(network, redis, MAX_VALUE, names, cache.clone(), metrics);
+    let (backend, supervisor) = prepared.expect("a backend");
+    let running = tokio::spawn(supervisor.run());
+    (Upstream::Standalone(cache, backend), running.abort_handle())
+}
+
 fn cache_settings(plan: &Plan) -> cache::Settings {
     cache::Settings {
         capacity: plan.capacity,
@@ -178,9 +196,14 @@ fn cache_settings(plan: &Plan) -> cache::Settings {
 
 fn redis_settings(plan: &Plan) -> backend::Settings {
     let password = if plan.access == Access::Users { USERS[0].password } else { "" };
-    let seeds = SENTINELS.map(|address| format!("redis://{address}")).join(",");
+    let seeds = plan.layout.seeds().into_iter().map(|address| format!("redis://{address}"));
+    let seeds = seeds.collect::<Vec<_>>().join(",");
     backend::Settings {
-        mode: if plan.with_sentinels { Mode::Sentinel } else { Mode::Standalone },
+        mode: match plan.layout {
+            Layout::One => Mode::Standalone,
+            Layout::Sentinels => Mode::Sentinel,
+            Layout::Cluster(_) => Mode::Cluster,
+        },
         seeds: seeds.parse().expect("seeds"),
         sentinel_master: MASTER.to_owned(),
         password: Secret::from(password.to_owned()),

@@ -9,13 +9,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::epochs::KeyState;
 use super::model::{Change, Model};
 use super::network::End;
-use super::oracle::History;
+use super::partitions::{Division, Histories, Part};
 use super::resp::take_command;
 use super::servers::Logged;
 use super::world::{World, lock, ms};
@@ -34,8 +34,9 @@ pub(super) struct Redis(Arc<Shared>);
 struct Shared {
     world: World,
     model: Mutex<Model>,
-    /// The history of its epoch; `None`: it is a replica.
-    history: Mutex<Option<Arc<Mutex<History>>>>,
+    division: Division,
+    /// The histories of its epochs; `None`: it is a replica.
+    histories: Mutex<Option<Histories>>,
     /// The writes since its replica was given the data; `None`: it has no replica.
     log: Mutex<Option<VecDeque<Logged>>>,
     wakers: Mutex<BTreeMap<u64, Waker>>,
@@ -43,23 +44,36 @@ struct Shared {
     stalled_until: Mutex<Option<Instant>>,
     /// The client of the writers, which write without a delay.
     writer: Mutex<u64>,
+    hold: Mutex<Option<Hold>>,
+}
+
+/// A hold of what follows the reply to the next `PING` that renews the lease, on its connection.
+struct Hold {
+    /// The delay of the reply.
+    reply: Duration,
+    /// The time for which the rest is held.
+    rest: Duration,
+    begun: oneshot::Sender<()>,
 }
 
 impl Redis {
     pub(super) fn start(
         world: &World,
         mut model: Model,
+        division: Division,
         mut ends: mpsc::UnboundedReceiver<End>,
     ) -> Self {
         let writer = Mutex::new(model.connect_logged_in());
         let redis = Self(Arc::new(Shared {
             world: world.clone(),
             model: Mutex::new(model),
-            history: Mutex::default(),
+            division,
+            histories: Mutex::default(),
             log: Mutex::default(),
             wakers: Mutex::default(),
             stalled_until: Mutex::default(),
             writer,
+            hold: Mutex::default(),
         }));
         let accepting = redis.clone();
         tokio::spawn(async move {
@@ -75,14 +89,61 @@ impl Redis {
         millis(self.0.world.now())
     }
 
-    /// Records its changes in this history.
-    pub(super) fn lead(&self, history: Arc<Mutex<History>>) {
-        *lock(&self.0.history) = Some(history);
+    /// Records its changes in these histories.
+    pub(super) fn lead(&self, histories: Histories) {
+        *lock(&self.0.histories) = Some(histories);
     }
 
     /// Whether it is a primary.
     pub(super) fn leads(&self) -> bool {
-        lock(&self.0.history).is_some()
+        lock(&self.0.histories).is_some()
+    }
+
+    /// Records the changes of a part in the history of `other` too.
+    pub(super) fn join_history(&self, part: Part, other: &Self) {
+        let history = lock(&other.0.histories).as_ref().and_then(|all| all.get(part));
+        if let (Some(own), Some(history)) = (&mut *lock(&self.0.histories), history) {
+            own.add(part, history);
+        }
+    }
+
+    /// Records the changes of a part no more.
+    pub(super) fn leave_history(&self, part: Part) {
+        lock(&self.0.histories).as_mut().into_iter().for_each(|all| all.remove(part));
+    }
+
+    /// Returns the parts whose changes it records.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        lock(&self.0.histories).as_ref().map(Histories::parts).unwrap_or_default()
+    }
+
+    /// Calls `act` with the model.
+    pub(super) fn with_model<T>(&self, act: impl FnOnce(&mut Model) -> T) -> T {
+        act(&mut lock(&self.0.model))
+    }
+
+    /// Takes over the data of `primary`. No write is under way to it any more.
+    pub(super) fn catch_up(&self, primary: &Self) {
+        lock(&self.0.model).copy(&lock(&primary.0.model));
+        *lock(&primary.0.log) = Some(VecDeque::new());
+    }
+
+    /// Moves a key to `target`, as `MIGRATE` does. `false`: one of the two stands still.
+    pub(super) fn migrate(&self, key: &[u8], target: &Self) -> bool {
+        if self.is_stalled().is_some() || target.is_stalled().is_some() {
+            return false;
+        }
+        let now = self.millis();
+        let migrated = lock(&self.0.model).take_for_migration(key, now);
+        // The key has the same content as before.
+        _ = lock(&self.0.model).take_changes();
+        self.wake_receivers();
+        if let Some(migrated) = migrated {
+            lock(&target.0.model).restore(key, migrated, now);
+            target.apply_changes();
+            target.wake_receivers();
+        }
+        true
     }
 
     /// Becomes a replica of `primary`, with its data. All clients are disconnected.
@@ -91,7 +152,7 @@ impl Redis {
         model.follow(&lock(&primary.0.model));
         *lock(&self.0.writer) = model.connect_logged_in();
         drop(model);
-        (*lock(&self.0.history), *lock(&self.0.log)) = (None, None);
+        (*lock(&self.0.histories), *lock(&self.0.log)) = (None, None);
         *lock(&primary.0.log) = Some(VecDeque::new());
         self.wake_all();
     }
@@ -110,15 +171,14 @@ impl Redis {
         model.promote(self.millis()).into_iter().map(content).collect()
     }
 
-    /// Runs a command of a writer. `false`: Redis stands still.
-    pub(super) fn write(&self, command: &[&[u8]]) -> bool {
+    /// Runs a command of a writer, and returns the reply. `None`: Redis stands still.
+    pub(super) fn write(&self, command: &[&[u8]]) -> Option<Vec<u8>> {
         if self.is_stalled().is_some() {
-            return false;
+            return None;
         }
         let writer = *lock(&self.0.writer);
         self.run(writer, &command.iter().map(|word| word.to_vec()).collect::<Vec<_>>());
-        _ = lock(&self.0.model).take_output(writer);
-        true
+        Some(lock(&self.0.model).take_output(writer))
     }
 
     fn is_stalled(&self) -> Option<Instant> {
@@ -128,6 +188,18 @@ impl Redis {
     /// Stands still until this time.
     pub(super) fn stall(&self, until: Instant) {
         *lock(&self.0.stalled_until) = Some(until);
+    }
+
+    /// Delays the reply to the next `PING` that renews the lease by `reply`, and holds the rest for
+    /// `rest`. Returns the signal that it has run.
+    pub(super) fn hold_behind_ping(
+        &self,
+        reply: Duration,
+        rest: Duration,
+    ) -> oneshot::Receiver<()> {
+        let (begun, signal) = oneshot::channel();
+        *lock(&self.0.hold) = Some(Hold { reply, rest, begun });
+        signal
     }
 
     /// Closes each client with this chance in percent.
@@ -206,9 +278,13 @@ impl Redis {
         if let Some(log) = &mut *lock(&self.0.log) {
             log.extend(writes.into_iter().map(|command| (now, command)));
         }
-        let Some(history) = lock(&self.0.history).clone() else { return };
+        let histories = lock(&self.0.histories);
+        let Some(histories) = &*histories else { return };
         for KeyState { key, content, later } in changes.into_iter().map(content) {
-            lock(&history).change(&key, content, later, now);
+            let history = histories.get(self.0.division.part_of(&key));
+            if let Some(history) = history {
+                lock(&history).change(&key, content, later, now);
+            }
         }
     }
 
@@ -224,8 +300,14 @@ impl Redis {
 
     async fn serve(self, end: End) {
         let client = lock(&self.0.model).connect();
-        let mut connection =
-            Connection { redis: self.clone(), client, end, input: Vec::new(), output: Vec::new() };
+        let mut connection = Connection {
+            redis: self.clone(),
+            client,
+            end,
+            input: Vec::new(),
+            output: Vec::new(),
+            is_proof: false,
+        };
         let mut stall = Box::pin(sleep_until(Instant::now()));
         poll_fn(|cx| {
             loop {
@@ -263,9 +345,24 @@ struct Connection {
     end: End,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Whether the last command was a proof of rights, behind which a `PING` renews the lease.
+    is_proof: bool,
 }
 
 impl Connection {
+    /// Begins a hold behind the reply to this command, if one waits for it.
+    fn begin_hold(&mut self, command: &[Vec<u8>]) {
+        let is_renewal = self.is_proof && command[0] == b"PING";
+        self.is_proof = command[0] == b"ACL";
+        let Some(hold) = lock(&self.redis.0.hold).take_if(|_| is_renewal) else { return };
+        if hold.begun.send(()).is_err() {
+            // The fault has been given up.
+            return;
+        }
+        self.output.extend(lock(&self.redis.0.model).take_output(self.client));
+        self.end.hold_behind(self.output.len(), hold.reply, Instant::now() + hold.rest);
+    }
+
     /// Runs what has arrived and sends what is there. Ready at the end of the connection.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut piece = [0; 16 << 10];
@@ -292,6 +389,7 @@ impl Connection {
             // As Redis does: all commands of what was read, with those of no other client between.
             while let Some(command) = take_command(&mut self.input) {
                 self.redis.run(self.client, &command);
+                self.begin_hold(&command);
             }
         }
     }

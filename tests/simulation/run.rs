@@ -12,13 +12,13 @@ use tokio::time::sleep;
 
 use super::clients::{read_all, read_and_write, write};
 use super::conditions::Conditions;
-use super::epochs::Epochs;
 use super::faults;
 use super::http::read_over_http;
 use super::model::{Access, Key, Model, Version};
 use super::network::{Path, longest};
+use super::partitions::{Division, Partitions};
 use super::program::Program;
-use super::servers::Servers;
+use super::servers::{Layout, Servers};
 use super::world::{World, lock, ms};
 
 /// The time of the faults in a dense simulation.
@@ -27,6 +27,8 @@ const FAULTS: Duration = Duration::from_secs(60);
 const RECOVERY: Duration = Duration::from_secs(20);
 /// The delays over the path from a client to the proxy, in milliseconds.
 const CLIENT_DELAY: (u64, u64) = (0, 3);
+/// The number of hashes.
+const HASHES: u64 = 2;
 /// The choice of faults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Style {
@@ -40,7 +42,7 @@ pub(super) struct Plan {
     pub(super) style: Style,
     /// The time of the faults.
     time: Duration,
-    pub(super) with_sentinels: bool,
+    pub(super) layout: Layout,
     pub(super) version: Version,
     pub(super) access: Access,
     keys: u64,
@@ -64,6 +66,34 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Returns a string key. In a cluster two keys are of the same slot.
+    fn string(&self, number: u64) -> Key {
+        match self.division() {
+            Division::Whole => format!("s{number}").into_bytes(),
+            Division::Slots => {
+                let last = if number.is_multiple_of(2) { 'b' } else { 'a' };
+                format!("s{{{}}}{last}", number.div_ceil(2)).into_bytes()
+            }
+        }
+    }
+
+    /// Returns all string keys, in a cluster both of each slot.
+    pub(super) fn strings(&self) -> Vec<Key> {
+        let last = match self.division() {
+            Division::Whole => self.keys,
+            Division::Slots => self.keys.next_multiple_of(2),
+        };
+        (1..=last).map(|number| self.string(number)).collect()
+    }
+
+    fn hashes() -> Vec<Key> {
+        (1..=HASHES).map(|number| format!("h{number}").into_bytes()).collect()
+    }
+
+    pub(super) fn division(&self) -> Division {
+        self.layout.division()
+    }
+
     /// Half of the plans are dense: short timeouts, and something happens every few milliseconds.
     /// The others have the timeouts of the defaults, and last longer.
     fn choose(world: &World) -> Self {
@@ -72,7 +102,11 @@ impl Plan {
         let is_served_stale = world.chance(40);
         let plan = Self {
             style: Style::Mixed,
-            with_sentinels: world.chance(40),
+            layout: match world.between(1, 100) {
+                1..=35 => Layout::Sentinels,
+                36..=55 => Layout::Cluster(2 + world.index(2)),
+                _ => Layout::One,
+            },
             version: if world.chance(50) { Version::Seven } else { Version::Eight },
             access: if world.chance(25) { Access::Users } else { Access::Open },
             time: FAULTS * u32::try_from(pace).unwrap_or(1),
@@ -99,7 +133,7 @@ impl Plan {
     fn restless(self, world: &World) -> Self {
         Self {
             style: Style::Restless,
-            with_sentinels: false,
+            layout: Layout::One,
             keys: world.between(2, 4),
             pause: world.between(4, 30),
             write_pause: world.between(40, 200),
@@ -129,7 +163,7 @@ pub(super) struct Stage(Arc<Parts>);
 pub(super) struct Parts {
     pub(super) world: World,
     pub(super) plan: Plan,
-    pub(super) epochs: Mutex<Epochs>,
+    pub(super) epochs: Mutex<Partitions>,
     pub(super) conditions: Conditions,
     pub(super) servers: Servers,
     pub(super) to_proxy: Path,
@@ -150,11 +184,20 @@ impl std::ops::Deref for Stage {
 
 impl Parts {
     pub(super) fn random_key(&self) -> Key {
-        format!("s{}", self.world.between(1, self.plan.keys)).into_bytes()
+        self.plan.string(self.world.between(1, self.plan.keys))
+    }
+
+    /// Returns another key of the same slot, or any other where there are no slots.
+    pub(super) fn sibling(&self, key: &[u8]) -> Key {
+        if self.plan.division() == Division::Whole {
+            return self.random_key();
+        }
+        let last = if self.world.chance(50) { b'a' } else { b'b' };
+        key.iter().copied().take(key.len() - 1).chain([last]).collect()
     }
 
     pub(super) fn random_hash(&self) -> Key {
-        format!("h{}", self.world.between(1, 2)).into_bytes()
+        format!("h{}", self.world.between(1, HASHES)).into_bytes()
     }
 
     /// Returns a text that was never written before.
@@ -186,9 +229,10 @@ impl Parts {
         }
     }
 
-    /// Whether something fails now, or failed when a command was sent.
+    /// Whether something fails or changes now, or failed when a command was sent.
     pub(super) fn may_fail_since(&self, sent: Duration) -> bool {
-        self.conditions.may_fail(sent) || self.conditions.may_fail(self.world.now())
+        let may_fail = |at| self.conditions.may_fail(at);
+        may_fail(sent) || may_fail(self.world.now()) || self.servers.is_changing()
     }
 
     /// Whether no fault delayed pushes when a command was sent, and the proxy was connected.
@@ -226,6 +270,8 @@ pub(super) struct Outcome {
     pub(super) faults: u64,
     pub(super) from_memory: u64,
     pub(super) failovers: u64,
+    /// The slots that have moved.
+    pub(super) moves: u64,
 }
 
 /// Runs the simulation of a seed. With `is_printed` its events go to standard error.
@@ -237,9 +283,10 @@ pub(super) fn run(seed: u64, is_printed: bool) -> Outcome {
 async fn simulate(seed: u64, is_printed: bool) -> Outcome {
     let world = World::new(seed, is_printed);
     let plan = Plan::choose(&world);
-    let epochs = Epochs::default();
+    let (strings, hashes) = (plan.strings(), Plan::hashes());
+    let epochs = Partitions::new(plan.division(), strings.iter().chain(&hashes));
     let model = || Model::new(plan.version, plan.access);
-    let (servers, hosts) = Servers::start(&world, model, plan.with_sentinels, plan.delay, &epochs);
+    let (servers, hosts) = Servers::start(&world, model, plan.layout, plan.delay, &epochs);
     let (to_proxy, at_proxy) = Path::new(&world, CLIENT_DELAY);
     let (to_http, at_http) = Path::new(&world, CLIENT_DELAY);
     let program = Program::start(&plan, hosts, at_proxy, at_http);
@@ -288,5 +335,6 @@ async fn simulate(seed: u64, is_printed: bool) -> Outcome {
         faults: counts.faults.load(Relaxed),
         from_memory: stage.program.hits(),
         failovers: stage.servers.failovers(),
+        moves: stage.servers.moves(),
     }
 }

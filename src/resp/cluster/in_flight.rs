@@ -197,8 +197,8 @@ pub(super) struct InFlight {
 /// The number of redirects that a part follows without a pause: to the owner of its slot, to the
 /// node that imports the slot, and once more.
 const MAX_IMMEDIATE_RESENDS: u32 = 3;
-/// The number of lost connections after which a read is sent again. A node that fails over closes one
-/// or two.
+/// The number of lost connections after which a read is sent again. A node that fails over closes
+/// one or two.
 const MAX_LOSSES: u32 = 2;
 /// The error for the client: a later command of the same slot has run, so this one cannot run any
 /// more.

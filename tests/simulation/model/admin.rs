@@ -22,6 +22,8 @@ impl Model {
             ("ping" | "echo", [_]) => self.bulk(&command[1]),
             ("hello", rest) => return self.hello(rest),
             ("select", ["0"]) | ("client", ["setname" | "no-evict", _]) => return self.ok(),
+            ("asking", []) => return self.ask(),
+            ("cluster", words) => return self.cluster(words),
             ("auth", [password]) => return self.auth("default", password),
             ("auth", [name, password]) => return self.auth(name, password),
             ("client", ["id"]) => return self.integer(i64::try_from(self.current).unwrap_or(0)),
@@ -36,6 +38,7 @@ impl Model {
                 self.bulk(b"1000000");
             }
             ("acl", ["getuser", "default"]) => self.user(),
+            ("command", []) => self.command_info(&Spec::names(self.version)),
             ("command", ["info", names @ ..]) => self.command_info(names),
             ("info", sections) => self.info(sections),
             ("role", []) if self.role == Role::Primary => {
@@ -103,7 +106,8 @@ impl Model {
         self.bulk(b"id");
         self.integer(i64::try_from(id).unwrap_or(0))?;
         let role = if self.role == Role::Primary { "master" } else { "replica" };
-        for (name, value) in [("mode", "standalone"), ("role", role)] {
+        let mode = if self.cluster.is_some() { "cluster" } else { "standalone" };
+        for (name, value) in [("mode", mode), ("role", role)] {
             self.bulk(name.as_bytes());
             self.bulk(value.as_bytes());
         }
@@ -164,16 +168,55 @@ impl Model {
             self.head('*', 10);
             self.bulk(spec.name.as_bytes());
             _ = self.integer(spec.arity);
-            let flag = if spec.kind == Kind::Read { "readonly" } else { "write" };
-            self.head('~', 1);
-            self.write(format!("+{flag}\r\n").as_bytes());
+            let flags: &[&str] = match spec.kind {
+                Kind::Read => &["readonly"],
+                Kind::Write => &["write"],
+                Kind::Other => &[],
+            };
+            self.head('~', flags.len());
+            for flag in flags {
+                self.write(format!("+{flag}\r\n").as_bytes());
+            }
             let (first, last, step) = spec.keys;
             for number in [first, last, step] {
                 _ = self.integer(number);
             }
-            // The categories, tips, key specifications and subcommands.
-            for kind in ['~', '*', '*', '*'] {
-                self.head(kind, 0);
+            self.head('~', 0);
+            self.head('*', spec.tips.len());
+            for tip in spec.tips {
+                self.bulk(tip.as_bytes());
+            }
+            self.key_specifications(spec);
+            self.head('*', 0);
+        }
+    }
+
+    /// Writes where the keys of a command are.
+    fn key_specifications(&mut self, spec: &Spec) {
+        let (first, last, step) = spec.keys;
+        self.head('*', usize::from(first > 0));
+        if first == 0 {
+            return;
+        }
+        // Redis counts the last key from the first one.
+        let last = if last < 0 { last } else { last - first };
+        let begin = [("index", first)];
+        let find = [("lastkey", last), ("keystep", step), ("limit", 0)];
+        self.head('%', 3);
+        self.bulk(b"flags");
+        self.head('~', 0);
+        let places: [(_, _, &[_]); 2] =
+            [("begin_search", "index", &begin), ("find_keys", "range", &find)];
+        for (name, kind, fields) in places {
+            self.bulk(name.as_bytes());
+            self.head('%', 2);
+            self.bulk(b"type");
+            self.bulk(kind.as_bytes());
+            self.bulk(b"spec");
+            self.head('%', fields.len());
+            for (field, number) in fields {
+                self.bulk(field.as_bytes());
+                _ = self.integer(*number);
             }
         }
     }
