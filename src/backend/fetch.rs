@@ -130,9 +130,9 @@ impl Shared {
                     let is_suspect = connection.is_closed_by_redis();
                     if is_suspect {
                         self.suspects.suspect(read);
-                    }
-                    if is_suspect && connection.claim_close() {
-                        self.throttle.close();
+                        if connection.claim_close() {
+                            self.throttle.close();
+                        }
                     }
                     self.wait_until_down(deadline).await;
                     if is_suspect {

@@ -18,7 +18,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const LEVEL_NAMES: &str = "off, error, warn, info, debug or trace";
 
 /// The targets of this program: its rooms, and every module that logs.
-const OWN_TARGETS: [&str; 45] = [
+const OWN_TARGETS: [&str; 47] = [
     "redis_proxy",
     "redis_proxy::access",
     "redis_proxy::backend",
@@ -26,7 +26,9 @@ const OWN_TARGETS: [&str; 45] = [
     "redis_proxy::backend::rights",
     "redis_proxy::backend::sentinel",
     "redis_proxy::backend::supervisor",
+    "redis_proxy::backend::throttle",
     "redis_proxy::backend::tracking",
+    "redis_proxy::backend::trial",
     "redis_proxy::cache",
     "redis_proxy::cli",
     "redis_proxy::client",
