@@ -230,7 +230,7 @@ impl Screen {
         Paragraph::new(evictions).block(self.block("evictions by cause")).render(bottom, buffer);
     }
 
-    /// The table of what has left the memory since the start, by cause.
+    /// The table of the evictions since the start, by cause.
     fn evictions(&self, snapshot: &Snapshot) -> Vec<Line<'_>> {
         let heading = format!("{:<12}{:>11} {:>11}", "cause", "values", "replies");
         let rows = snapshot.evictions.iter().map(|each| {

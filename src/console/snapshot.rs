@@ -92,7 +92,7 @@ pub(super) struct Bound {
     pub(super) max_bytes: u64,
 }
 
-/// What has left the memory for one cause.
+/// The evictions of one cause.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Evictions {
