@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use redis::aio::MultiplexedConnection;
-use redis_proxy::backend::{self, Backend};
+use redis_proxy::backend::{self, Backend, Network};
 use redis_proxy::cache::{self, Cache, ReadMode};
 use redis_proxy::metrics::{FrontEnd, Metrics};
 use redis_proxy::proxy::Proxy;
@@ -298,8 +298,15 @@ fn proxy(port: u16) -> anyhow::Result<Proxy> {
     };
     let cache = Cache::new(settings, Handle::current());
     let names = backend::CommandNames::default();
-    let (backend, link) =
-        Backend::prepare(redis, 1 << 20, names, cache.clone(), Arc::clone(&metrics))?;
+    let prepared = Backend::prepare(
+        Network::System,
+        redis,
+        1 << 20,
+        names,
+        cache.clone(),
+        Arc::clone(&metrics),
+    );
+    let (backend, link) = prepared?;
     tokio::spawn(link.run());
     Ok(Proxy::new(Upstream::Standalone(cache, backend), metrics, HotKeys::new(0)))
 }

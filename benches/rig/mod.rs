@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use bytes::{Bytes, BytesMut};
-use redis_proxy::backend::{self, Backend, BackendError};
+use redis_proxy::backend::{self, Backend, BackendError, Network};
 use redis_proxy::cache::{
     self, Cache, CoherenceMode, Fetched, FetchedReply, ReadMode, ReplyRead, ReplyResult,
 };
@@ -84,6 +84,7 @@ impl Rig {
         let cache = Cache::new(settings, runtime.handle().clone());
         let metrics = Arc::new(Metrics::new(&names()).expect("metrics"));
         let link = Backend::prepare(
+            Network::System,
             backend::Settings::default(),
             1 << 20,
             backend::CommandNames::default(),

@@ -161,6 +161,7 @@ impl Stage {
         let cache = Cache::<BackendError>::new(settings, runtime.handle().clone());
         let metrics = std::sync::Arc::new(Metrics::new(&[]).expect("metrics"));
         let redis = Backend::prepare(
+            backend::Network::System,
             backend::Settings::default(),
             1 << 20,
             backend::CommandNames::default(),

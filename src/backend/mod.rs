@@ -164,28 +164,13 @@ const RECONNECT_WAIT: Duration = Duration::from_millis(100);
 impl Backend {
     /// Creates a backend that serves values of at most `max_value` bytes, and its supervisor.
     ///
-    /// The supervisor keeps the connection while it [runs](ConnectionSupervisor::run).
-    /// Invalidations from Redis are applied to `cache`. `names` are the commands with replies that
-    /// may be kept.
+    /// The supervisor keeps the connection on `network` while it
+    /// [runs](ConnectionSupervisor::run). Invalidations from Redis are applied to `cache`. `names`
+    /// are the commands with replies that may be kept.
     ///
     /// # Errors
     /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub fn prepare(
-        settings: Settings,
-        max_value: usize,
-        names: CommandNames,
-        cache: Cache<BackendError>,
-        metrics: Arc<Metrics>,
-    ) -> Result<(Self, ConnectionSupervisor), PrepareError> {
-        Self::prepare_on(Network::System, settings, max_value, names, cache, metrics)
-    }
-
-    /// Creates a backend and its supervisor on a network, as [`prepare`](Self::prepare) does on
-    /// that of the system.
-    ///
-    /// # Errors
-    /// [`PrepareError`] if a certificate, key or password file cannot be used.
-    pub fn prepare_on(
         network: Network,
         settings: Settings,
         max_value: usize,

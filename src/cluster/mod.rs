@@ -119,29 +119,13 @@ const COMMAND_PATIENCE: Duration = Duration::from_millis(250);
 const RETRY_DELAY: Duration = Duration::from_millis(25);
 
 impl Cluster {
-    /// Creates a cluster without known slots; [`run`](Self::run) has to be spawned. Fetches and
-    /// connections run on `runtime`. Values larger than `max_value` bytes are not served. `names`
-    /// are the commands with replies that may be kept.
+    /// Creates a cluster without known slots on `network`; [`run`](Self::run) has to be spawned.
+    /// Fetches and connections run on `runtime`. Values larger than `max_value` bytes are not
+    /// served. `names` are the commands with replies that may be kept.
     ///
     /// # Errors
     /// [`PrepareError`] if a certificate, key or password file cannot be used.
     pub fn prepare(
-        settings: backend::Settings,
-        cache_settings: cache::Settings,
-        max_value: usize,
-        names: CommandNames,
-        runtime: Handle,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, PrepareError> {
-        let network = Network::System;
-        Self::prepare_on(network, settings, cache_settings, max_value, names, runtime, metrics)
-    }
-
-    /// Creates a cluster on a network, as [`prepare`](Self::prepare) does on that of the system.
-    ///
-    /// # Errors
-    /// [`PrepareError`] if a certificate, key or password file cannot be used.
-    pub fn prepare_on(
         network: Network,
         settings: backend::Settings,
         cache_settings: cache::Settings,
@@ -700,7 +684,7 @@ impl Shared {
             self.runtime.clone(),
             Arc::clone(&self.replies),
         );
-        let (backend, link) = Backend::prepare_on(
+        let (backend, link) = Backend::prepare(
             self.network.clone(),
             settings,
             self.max_value,

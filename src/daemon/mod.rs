@@ -36,7 +36,7 @@ pub use self::shutdown::ExitReason;
 pub use self::start_error::StartError;
 use self::systemd::{ActivatedSockets, Notifier};
 use crate::access::Prepare;
-use crate::backend::{Backend, CommandNames, Mode, PrepareError};
+use crate::backend::{Backend, CommandNames, Mode, Network, PrepareError};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::commands::kept_names;
@@ -315,13 +315,16 @@ fn upstream(config: &Config, metrics: &Arc<Metrics>) -> Result<(Upstream, BoxTas
     let (redis, max_value) = (config.redis.clone(), config.http.max_value.0);
     let names: CommandNames = kept_names().into();
     if redis.mode == Mode::Cluster {
-        let (cache, metrics) = (config.cache.clone(), Arc::clone(metrics));
-        let cluster = Cluster::prepare(redis, cache, max_value, names, Handle::current(), metrics)?;
+        let (cache, runtime, metrics) =
+            (config.cache.clone(), Handle::current(), Arc::clone(metrics));
+        let cluster =
+            Cluster::prepare(Network::System, redis, cache, max_value, names, runtime, metrics)?;
         return Ok((Upstream::Cluster(cluster.clone()), Box::pin(cluster.run())));
     }
     let cache = Cache::new(config.cache.clone(), Handle::current());
+    let metrics = Arc::clone(metrics);
     let (backend, upstream_task) =
-        Backend::prepare(redis, max_value, names, cache.clone(), Arc::clone(metrics))?;
+        Backend::prepare(Network::System, redis, max_value, names, cache.clone(), metrics)?;
     Ok((Upstream::Standalone(cache, backend), Box::pin(upstream_task.run())))
 }
 

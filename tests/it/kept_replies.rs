@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis_proxy::backend::{
-    self, Backend, BackendError, CommandNames, FetchedReply, ForwardReason, ReplyRequest,
+    self, Backend, BackendError, CommandNames, FetchedReply, ForwardReason, Network, ReplyRequest,
     RequestedFields,
 };
 use redis_proxy::cache::{self, Cache};
@@ -49,7 +49,8 @@ impl Stage {
         let names: CommandNames = NAMES.map(str::to_owned).into();
         let metrics = Arc::new(Metrics::new(&[]).expect("metrics"));
         let (backend, supervisor) =
-            Backend::prepare(settings, LIMIT, names, cache, metrics).expect("a backend");
+            Backend::prepare(Network::System, settings, LIMIT, names, cache, metrics)
+                .expect("a backend");
         runtime.spawn(supervisor.run());
         eventually("a connection", || backend.state().ok());
         Self { runtime, backend }

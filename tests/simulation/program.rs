@@ -169,14 +169,13 @@ fn upstream(
     let (redis, names, metrics) = (redis.clone(), kept_names().into(), Arc::clone(metrics));
     if redis.mode == Mode::Cluster {
         let (cache, runtime) = (cache.clone(), Handle::current());
-        let cluster =
-            Cluster::prepare_on(network, redis, cache, MAX_VALUE, names, runtime, metrics);
+        let cluster = Cluster::prepare(network, redis, cache, MAX_VALUE, names, runtime, metrics);
         let cluster = cluster.expect("a cluster");
         let running = tokio::spawn(cluster.clone().run());
         return (Upstream::Cluster(cluster), running.abort_handle());
     }
     let cache = Cache::new(cache.clone(), Handle::current());
-    let prepared = Backend::prepare_on(network, redis, MAX_VALUE, names, cache.clone(), metrics);
+    let prepared = Backend::prepare(network, redis, MAX_VALUE, names, cache.clone(), metrics);
     let (backend, supervisor) = prepared.expect("a backend");
     let running = tokio::spawn(supervisor.run());
     (Upstream::Standalone(cache, backend), running.abort_handle())
