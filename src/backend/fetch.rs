@@ -130,15 +130,14 @@ impl Shared {
                     let is_suspect = connection.is_closed_by_redis();
                     if is_suspect {
                         self.suspects.suspect(read);
-                        if connection.claim_close() {
-                            self.throttle.close();
-                        }
                     }
                     self.wait_until_down(deadline).await;
                     if is_suspect {
                         // Without a connection, Redis is coming back or gone, and proves nothing.
                         self.connection(deadline).await?;
-                        self.try_alone(read, deadline).await?;
+                        let tried = self.try_alone(read, deadline).await;
+                        self.throttle.lose_reply(&connection, &tried);
+                        tried?;
                     }
                     let _slot = self.slot(deadline).await?;
                     send(self.connection(deadline).await?, Attempt::Second).await

@@ -10,7 +10,10 @@
 //! it. At each level fewer reads are pending at a time. At the highest level it is one read, which
 //! must also get its reply alone first, as a suspect must.
 //!
-//! A single close has no effect, since a restart of Redis is one.
+//! A single close has no effect, since a restart of Redis is one. A close counts only if the lost
+//! replies could have exceeded a limit together. Their sizes are known from the trials of the reads
+//! ([`trial`](super::trial)). Otherwise a network that loses connections would make reads of a
+//! remote Redis wait for each other, without any limit there.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,13 +22,18 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::error::BackendError;
+use super::multiplexed::Multiplexed;
 use crate::sync::lock;
 
+/// The least size of the lost replies, in bytes, for a close to count. A smaller limit would serve
+/// no client: Redis's reply to `COMMAND` alone is larger.
+pub(super) const LEAST_LIMIT: usize = 64 << 10;
 /// The most pending reads at each level above zero.
 const WINDOWS: [usize; 4] = [8, 2, 1, 1];
 /// The time without a close that lowers the level by one. A close within this time after another
 /// one raises it.
-const CALM: Duration = Duration::from_secs(30);
+const CALM: Duration = Duration::from_secs(10);
 
 /// The bound on pending reads.
 pub(super) struct Throttle {
@@ -44,8 +52,21 @@ impl Throttle {
         }
     }
 
-    /// Records that Redis closed the shared connection while reads were pending.
-    pub(super) fn close(&self) {
+    /// Records a reply that the end of the shared connection lost, after the trial of its read. The
+    /// end counts as a close once the lost replies reach [`LEAST_LIMIT`].
+    pub(super) fn lose_reply(&self, lost: &Multiplexed, tried: &Result<usize, BackendError>) {
+        let size = match tried {
+            Ok(size) => *size,
+            Err(BackendError::OutputLimit) => LEAST_LIMIT,
+            Err(_) => 0,
+        };
+        if lost.add_lost_reply(size, LEAST_LIMIT) {
+            self.close();
+        }
+    }
+
+    /// Records that Redis closed the shared connection over replies that it lost.
+    fn close(&self) {
         let mut closes = lock(&self.closes);
         let is_first = closes.close(Instant::now()) == 1;
         self.is_active.store(true, Relaxed);

@@ -9,7 +9,9 @@ use super::Shared;
 use super::connector::{Connected, Connector};
 use super::error::BackendError;
 use super::hello::drive_until;
+use super::reply_decoder::Frame;
 use super::suspects::{ALONE_WAIT, SentRead, Suspicion};
+use super::throttle::LEAST_LIMIT;
 
 /// The number of connections that Redis closes over a read alone before that is taken as proof. One
 /// alone may have been lost for another reason.
@@ -19,6 +21,8 @@ impl Shared {
     /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
     /// it. If that stays unknown, a suspect passes that was not refused before.
     ///
+    /// Returns the size of the reply in bytes, at most [`LEAST_LIMIT`]; 0 if it is unknown.
+    ///
     /// # Errors
     /// [`BackendError::OutputLimit`] if Redis does, or did before and enough other reads are being
     /// sent alone; the error of the connection for a read that was refused before.
@@ -26,11 +30,11 @@ impl Shared {
         &self,
         read: SentRead<'_>,
         deadline: Instant,
-    ) -> Result<(), BackendError> {
+    ) -> Result<usize, BackendError> {
         let until = deadline.min(Instant::now() + ALONE_WAIT);
         let permit = timeout_at(until, self.suspects.permits.acquire()).await;
         let Some(_permit) = permit.ok().and_then(Result::ok) else {
-            return self.suspects.pass_untried(read, BackendError::OutputLimit);
+            return self.suspects.pass_untried(read, BackendError::OutputLimit).map(|()| 0);
         };
         // Another reader may have had the proof meanwhile.
         if self.suspects.suspicion(read) == Suspicion::Refused {
@@ -39,11 +43,11 @@ impl Shared {
         for _ in 0..CLOSES_FOR_PROOF {
             match self.send_alone(read, deadline).await {
                 Ok(AloneEnd::Closed) => {}
-                Ok(AloneEnd::Replied) => {
+                Ok(AloneEnd::Replied(size)) => {
                     self.suspects.clear(read);
-                    return Ok(());
+                    return Ok(size);
                 }
-                Err(error) => return self.suspects.pass_untried(read, error),
+                Err(error) => return self.suspects.pass_untried(read, error).map(|()| 0),
             }
         }
         if self.suspects.refuse(read) {
@@ -72,10 +76,13 @@ impl Shared {
         let connected = timeout_at(until, connector.connect_anew()).await;
         let Connected { connection, mut driver, .. } =
             connected.unwrap_or_else(|_| Err(connector.timeout_error()))?;
-        // Nothing of the reply is buffered, since only its end counts.
-        let sent = connection.send_for_frame(Some(deadline), 0, |commands| read.write(commands));
+        // No more of the reply is buffered than its size needs.
+        let sent =
+            connection.send_for_frame(Some(deadline), LEAST_LIMIT, |commands| read.write(commands));
         match drive_until(&mut driver, sent).await {
-            Ok(_) => Ok(AloneEnd::Replied),
+            Ok((_, Frame::Reply(reply))) => Ok(AloneEnd::Replied(reply.len())),
+            Ok((_, Frame::TooLarge | Frame::NoRoom)) => Ok(AloneEnd::Replied(LEAST_LIMIT)),
+            Ok((_, Frame::Error(_) | Frame::Push(_))) => Ok(AloneEnd::Replied(0)),
             Err(_) if connection.is_closed_by_redis() => Ok(AloneEnd::Closed),
             Err(error) => Err(error),
         }
@@ -85,8 +92,8 @@ impl Shared {
 /// The end of a read that was sent alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AloneEnd {
-    /// Redis replied.
-    Replied,
+    /// Redis replied. The reply has this many bytes, or more if it is [`LEAST_LIMIT`].
+    Replied(usize),
     /// Redis closed the connection.
     Closed,
 }

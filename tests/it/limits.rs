@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::fault_stage::{FaultStage, PROMPT, VALUE, query};
 use crate::support::http::{Client, get};
+use crate::support::log::LogLine;
 use crate::support::memory::resident;
 use crate::support::resp_client::{RespClient, show};
 use crate::support::resp_pair::{LASTING, resp_config};
@@ -466,6 +467,31 @@ fn replies_beyond_output_limit_together_are_read_fewer_at_a_time() {
         assert!(is_whole_round(), "a read failed");
     }
     assert_eq!(metric(&stage.proxy, EMPTIED).to_string(), emptied.to_string());
+}
+
+#[test]
+fn lost_connections_with_small_replies_bound_no_reads() {
+    const PENDING: usize = 10;
+    let stage = FaultStage::start(LASTING);
+    for round in 0..5 {
+        stage.relay.stall();
+        let start = |number| {
+            let mut client = Client::connect(stage.proxy.http());
+            client.send_raw(&request(&format!("cold/{round}/{number}")));
+            client
+        };
+        let clients: Vec<_> = (0..PENDING).map(start).collect();
+        await_metric(&stage.proxy, "inflight_fetches", 10.0);
+        stage.relay.cut_once();
+        stage.relay.resume();
+        for mut client in clients {
+            assert!([404, 503].contains(&client.read_response().status));
+        }
+        stage.assert_well();
+    }
+    assert!(metric(&stage.proxy, EMPTIED) > 4.5, "the connection was not lost");
+    let fewer = |line: &LogLine| line.text().contains("fewer reads are sent at a time");
+    assert!(!stage.proxy.log_lines().iter().any(fewer));
 }
 
 #[test]
