@@ -126,6 +126,16 @@ fn reads_are_never_too_old_while_slots_move() {
     assert_no_violations(&report);
 }
 
+/// Judges the history in the file `SOAK_JUDGE` again, such as one that was undecided because the
+/// machine was busy.
+#[test]
+fn recorded_history_is_accepted() {
+    let Some(path) = std::env::var_os("SOAK_JUDGE") else { return };
+    let judgement = checker::judge(path.as_ref());
+    eprintln!("{}", judgement.text());
+    assert_eq!(judgement.not_accepted(), 0, "the checker objects; its judgement is above");
+}
+
 #[test]
 fn zero_capacity_passes_the_same_soak() {
     assert_no_violations(&soak(&[NO_MEMORY], &faults::ALL, CONTROL_SECONDS));
