@@ -22,6 +22,8 @@ use super::oracle::Answer;
 
 /// The variable with the path of the record.
 const VARIABLE: &str = "SOAK_HISTORY";
+/// In the place of a path: nothing is recorded. The history of hours would need gigabytes.
+const NO_RECORD: &str = "none";
 pub(super) const FORMAT: &str = "redis-proxy-history/1";
 /// Longer values are cut, and have a digest.
 const LONGEST_VALUE: usize = 64;
@@ -123,18 +125,24 @@ pub(super) struct Seen<'a> {
     pub(super) ended: Moment,
 }
 
-pub(super) struct Record {
+pub(super) struct Record(Option<Writer>);
+
+struct Writer {
     path: PathBuf,
     file: Mutex<BufWriter<File>>,
 }
 
 impl Record {
-    /// Begins a record at the path in the environment, or one with the name of the test.
+    /// Begins a record at the path in the environment, or one with the name of the test. There is
+    /// none if the path is `none`.
     pub(super) fn begin(seed: u64, claims: Claims) -> Self {
         let path = env::var_os(VARIABLE).filter(|path| !path.is_empty());
+        if path.as_ref().is_some_and(|path| path == NO_RECORD) {
+            return Self(None);
+        }
         let path = path.map_or_else(of_this_test, PathBuf::from);
         let file = File::create(&path).expect("a file for the history");
-        let record = Self { path, file: Mutex::new(BufWriter::new(file)) };
+        let record = Self(Some(Writer { path, file: Mutex::new(BufWriter::new(file)) }));
         record.append(&Header { format: FORMAT.to_owned(), seed, claims });
         record
     }
@@ -207,8 +215,9 @@ impl Record {
         });
     }
 
-    /// Adds the periods, and returns the path of the complete record.
-    pub(super) fn finish(&self, conditions: &Conditions) -> &Path {
+    /// Adds the periods, and returns the path of the complete record, if there is one.
+    pub(super) fn finish(&self, conditions: &Conditions) -> Option<&Path> {
+        let Writer { path, file } = self.0.as_ref()?;
         for (op, periods) in [
             (Kind::Fault, &conditions.trouble),
             (Kind::Failover, &conditions.failovers),
@@ -219,13 +228,14 @@ impl Record {
                 self.append(&Line { value: Some(name.to_owned()), ..line });
             });
         }
-        self.file.lock().unwrap().flush().expect("the history is written");
-        &self.path
+        file.lock().unwrap().flush().expect("the history is written");
+        Some(path)
     }
 
     fn append(&self, line: &impl Serialize) {
+        let Some(Writer { file, .. }) = &self.0 else { return };
         let text = serde_json::to_string(line).expect("a line of JSON");
-        writeln!(self.file.lock().unwrap(), "{text}").expect("the history is written");
+        writeln!(file.lock().unwrap(), "{text}").expect("the history is written");
     }
 }
 

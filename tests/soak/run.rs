@@ -84,6 +84,7 @@ impl Plan {
         config(&relay_url(relay), &more)
     }
 
+    /// Runs the soak, prints its report and returns it.
     pub(super) fn run(&self) -> Report {
         let mut redis =
             RedisServer::builder().arguments(&KEEP_DATA).arguments(&LATE_EXPIRY).start();
@@ -137,6 +138,8 @@ impl Plan {
         }
         let report =
             simulation.report(version(&redis), (tally, faults), resource_use, figures(&proxies));
+        // Before a proxy may fail the soak by its log.
+        eprintln!("{}", report.text());
         proxies.into_iter().for_each(Proxy::finish);
         report
     }

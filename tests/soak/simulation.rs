@@ -141,7 +141,7 @@ impl Simulation {
             resource_use,
             figures,
             violations: self.violations.lock().unwrap().clone(),
-            judgement: checker::judge(self.record.finish(&self.conditions)),
+            judgement: self.record.finish(&self.conditions).map(checker::judge).unwrap_or_default(),
         }
     }
 

@@ -37,7 +37,7 @@ const MOST_TOLD: usize = 2;
 const CHANGES_TOLD: usize = 6;
 const HARNESS: &str = "the harness is wrong: ";
 
-/// The judgement of a record.
+/// The judgement of a record; it has no models if nothing was recorded.
 #[derive(Default)]
 pub(super) struct Judgement {
     operations: usize,
@@ -184,6 +184,9 @@ impl Judgement {
     }
 
     pub(super) fn text(&self) -> String {
+        if self.models.is_empty() {
+            return "  checker     nothing was recorded\n".to_owned();
+        }
         let Self { operations, keys, sessions, took, path, .. } = self;
         let mut text = format!(
             "  checker     {operations} operations, {keys} keys, {sessions} sessions; {:.1} s; \
