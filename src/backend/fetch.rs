@@ -113,7 +113,8 @@ impl Shared {
         // suspects.
         match self.suspects.suspicion(read) {
             Suspicion::None if !self.throttle.suspects_all() => {}
-            Suspicion::None | Suspicion::Suspected | Suspicion::ToProve => {
+            Suspicion::Suspected => Box::pin(self.try_suspect(read, deadline)).await?,
+            Suspicion::None | Suspicion::ToProve => {
                 Box::pin(self.try_alone(read, deadline)).await?;
             }
             Suspicion::Refused => return Err(BackendError::OutputLimit),
@@ -130,14 +131,13 @@ impl Shared {
                     let is_suspect = connection.is_closed_by_redis();
                     if is_suspect {
                         self.suspects.suspect(read);
+                        self.throttle.lose_read(connection.claim_close());
                     }
                     self.wait_until_down(deadline).await;
                     if is_suspect {
                         // Without a connection, Redis is coming back or gone, and proves nothing.
                         self.connection(deadline).await?;
-                        let tried = self.try_alone(read, deadline).await;
-                        self.throttle.lose_reply(&connection, &tried);
-                        tried?;
+                        self.try_suspect(read, deadline).await?;
                     }
                     let _slot = self.slot(deadline).await?;
                     send(self.connection(deadline).await?, Attempt::Second).await

@@ -25,7 +25,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -61,8 +61,8 @@ struct Shared {
     value_limits: OnceLock<ValueLimits>,
     /// Whether the stream ended from the other side. Set before the pending requests fail.
     closed_by_redis: AtomicBool,
-    /// The size of the replies that this end lost, in bytes, as far as it is known.
-    lost_bytes: AtomicUsize,
+    /// Whether a reader has recorded that end.
+    is_close_claimed: AtomicBool,
 }
 
 /// The bound on values in flight, and the most values that wait for room.
@@ -404,11 +404,9 @@ impl Multiplexed {
         self.0.closed_by_redis.load(Relaxed)
     }
 
-    /// Adds the size of a reply that the end of the connection lost, in bytes. Returns whether the
-    /// sum reaches `least` with this reply.
-    pub(super) fn add_lost_reply(&self, size: usize, least: usize) -> bool {
-        let before = self.0.lost_bytes.fetch_add(size, Relaxed);
-        before < least && before + size >= least
+    /// Returns whether the caller is the first one to record the end of the connection.
+    pub(super) fn claim_close(&self) -> bool {
+        !self.0.is_close_claimed.swap(true, Relaxed)
     }
 
     /// Locks the queue. No code under this lock panics, except for a failed allocation, which

@@ -11,9 +11,8 @@
 //! must also get its reply alone first, as a suspect must.
 //!
 //! A single close has no effect, since a restart of Redis is one. A close counts only if the lost
-//! replies could have exceeded a limit together. Their sizes are known from the trials of the reads
-//! ([`trial`](super::trial)). Otherwise a network that loses connections would make reads of a
-//! remote Redis wait for each other, without any limit there.
+//! replies could have exceeded a limit together ([`LostReplies`]). Otherwise a network that loses
+//! connections would make reads of a remote Redis wait for each other, without any limit there.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,20 +22,20 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::error::BackendError;
-use super::multiplexed::Multiplexed;
 use crate::sync::lock;
 
 /// The least size of the lost replies, in bytes, for a close to count. A smaller limit would serve
 /// no client: Redis's reply to `COMMAND` alone is larger.
 pub(super) const LEAST_LIMIT: usize = 64 << 10;
 /// The most pending reads at each level above zero.
-const WINDOWS: [usize; 4] = [8, 2, 1, 1];
+const WINDOWS: [usize; 5] = [32, 8, 2, 1, 1];
 /// The time without a close that lowers the level by one. A close within this time after another
 /// one raises it.
 const CALM: Duration = Duration::from_secs(10);
 
 /// The bound on pending reads.
 pub(super) struct Throttle {
+    lost: Mutex<LostReplies>,
     closes: Mutex<Closes>,
     /// Whether there may be a bound. While it is false, a read takes no lock.
     is_active: AtomicBool,
@@ -46,21 +45,39 @@ pub(super) struct Throttle {
 impl Throttle {
     pub(super) fn new() -> Self {
         Self {
+            lost: Mutex::default(),
             closes: Mutex::default(),
             is_active: AtomicBool::new(false),
             windows: WINDOWS.map(Semaphore::new),
         }
     }
 
-    /// Records a reply that the end of the shared connection lost, after the trial of its read. The
-    /// end counts as a close once the lost replies reach [`LEAST_LIMIT`].
-    pub(super) fn lose_reply(&self, lost: &Multiplexed, tried: &Result<usize, BackendError>) {
+    /// Records a read whose reply the end of the shared connection lost. `is_first`: no other read
+    /// of that connection has been recorded.
+    pub(super) fn lose_read(&self, is_first: bool) {
+        self.change_lost(|lost| {
+            if is_first {
+                lost.begin(Instant::now());
+            }
+            lost.add_read()
+        });
+    }
+
+    /// Records the trial of a read whose reply was lost.
+    pub(super) fn try_lost(&self, tried: &Result<Option<usize>, BackendError>) {
         let size = match tried {
             Ok(size) => *size,
-            Err(BackendError::OutputLimit) => LEAST_LIMIT,
-            Err(_) => 0,
+            Err(BackendError::OutputLimit) => Some(LEAST_LIMIT),
+            Err(_) => None,
         };
-        if lost.add_lost_reply(size, LEAST_LIMIT) {
+        if let Some(size) = size {
+            self.change_lost(|lost| lost.add_size(size));
+        }
+    }
+
+    /// Changes the lost replies. Records a close if `change` returns that there is one.
+    fn change_lost(&self, change: impl FnOnce(&mut LostReplies) -> bool) {
+        if change(&mut lock(&self.lost)) {
             self.close();
         }
     }
@@ -102,6 +119,53 @@ impl Throttle {
     }
 }
 
+/// The replies that the last end of the shared connection lost. Together they could have exceeded a
+/// limit if they had [`LEAST_LIMIT`] bytes.
+///
+/// Their sizes are those of the trials of their reads. Only some are tried: a trial of a remote
+/// Redis takes longer than the other reads wait. So all count as the mean of the tried ones. Until
+/// the first trial the mean is that of the end before, if that was not long ago.
+#[derive(Debug, Default)]
+struct LostReplies {
+    began: Option<Instant>,
+    count: usize,
+    tried: usize,
+    /// The size of those that were tried, in bytes.
+    tried_bytes: usize,
+    is_close_counted: bool,
+}
+
+impl LostReplies {
+    /// Begins with another end of the connection.
+    fn begin(&mut self, now: Instant) {
+        let is_repeated = self.began.is_some_and(|began| now < began + CALM);
+        let mean = self.tried_bytes.checked_div(self.tried).filter(|_| is_repeated);
+        let tried = usize::from(mean.is_some());
+        let tried_bytes = mean.unwrap_or_default();
+        *self = Self { began: Some(now), tried, tried_bytes, ..Self::default() };
+    }
+
+    /// Adds a read. Returns whether the end counts as a close now, and did not before.
+    fn add_read(&mut self) -> bool {
+        self.count += 1;
+        self.count_close()
+    }
+
+    /// Adds the size of a reply in bytes. Returns the same.
+    fn add_size(&mut self, size: usize) -> bool {
+        self.tried += 1;
+        self.tried_bytes += size;
+        self.count_close()
+    }
+
+    fn count_close(&mut self) -> bool {
+        let bytes = self.tried_bytes.saturating_mul(self.count) / self.tried.max(1);
+        let is_new = !self.is_close_counted && bytes >= LEAST_LIMIT;
+        self.is_close_counted |= is_new;
+        is_new
+    }
+}
+
 /// The closes so far.
 #[derive(Debug, Default)]
 struct Closes {
@@ -137,6 +201,43 @@ mod tests {
 
     const MOMENT: Duration = Duration::from_millis(50);
 
+    /// Returns an end that lost the replies to `count` reads.
+    fn lost(count: usize, now: Instant) -> LostReplies {
+        let mut lost = LostReplies::default();
+        lost.begin(now);
+        assert!((0..count).all(|_| !lost.add_read()), "their sizes are unknown");
+        lost
+    }
+
+    #[test]
+    fn end_counts_once_if_its_replies_reach_the_least_limit() {
+        let mut few = lost(63, Instant::now());
+        assert!(!few.add_size(LEAST_LIMIT / 64));
+        assert!(few.add_read());
+        assert!(!few.add_read() && !few.add_size(LEAST_LIMIT), "once");
+        let mut small = lost(500, Instant::now());
+        assert!((0..500).all(|_| !small.add_size(100)));
+    }
+
+    #[test]
+    fn untried_replies_count_as_the_mean_of_the_tried() {
+        let mut lost = lost(64, Instant::now());
+        assert!(!lost.add_size(LEAST_LIMIT / 128));
+        assert!(lost.add_size(LEAST_LIMIT / 128 * 3));
+    }
+
+    #[test]
+    fn sizes_of_the_last_end_count_for_a_while() {
+        for (after, is_counted) in [(CALM / 2, true), (CALM, false)] {
+            let now = Instant::now();
+            let mut lost = lost(1, now);
+            assert!(!lost.add_size(LEAST_LIMIT / 2));
+            lost.begin(now + after);
+            assert!(!lost.add_read());
+            assert_eq!(lost.add_read(), is_counted);
+        }
+    }
+
     #[test]
     fn single_closes_raise_no_level() {
         let (mut closes, mut now) = (Closes::default(), Instant::now());
@@ -150,26 +251,26 @@ mod tests {
     #[test]
     fn each_repeated_close_raises_the_level_to_the_highest() {
         let (mut closes, now) = (Closes::default(), Instant::now());
-        let levels: Vec<_> = (0..6).map(|number| closes.close(now + MOMENT * number)).collect();
-        assert_eq!(levels, [0, 1, 2, 3, 4, 4]);
+        let levels: Vec<_> = (0..7).map(|number| closes.close(now + MOMENT * number)).collect();
+        assert_eq!(levels, [0, 1, 2, 3, 4, 5, 5]);
     }
 
     #[test]
     fn each_calm_time_lowers_the_level() {
         let (mut closes, now) = (Closes::default(), Instant::now());
         (0..6).for_each(|_| _ = closes.close(now));
-        let levels: Vec<_> = (0..6).map(|number| closes.level(now + CALM * number)).collect();
-        assert_eq!(levels, [4, 3, 2, 1, 0, 0]);
-        assert!(!closes.are_over(now + CALM * 3));
-        assert!(closes.are_over(now + CALM * 4));
+        let levels: Vec<_> = (0..7).map(|number| closes.level(now + CALM * number)).collect();
+        assert_eq!(levels, [5, 4, 3, 2, 1, 0, 0]);
+        assert!(!closes.are_over(now + CALM * 4));
+        assert!(closes.are_over(now + CALM * 5));
     }
 
     #[test]
     fn close_after_a_calm_time_keeps_the_lower_level() {
         let (mut closes, now) = (Closes::default(), Instant::now());
         (0..6).for_each(|_| _ = closes.close(now));
-        assert_eq!(closes.close(now + CALM), 3);
-        assert_eq!(closes.close(now + CALM + MOMENT), 4);
+        assert_eq!(closes.close(now + CALM), 4);
+        assert_eq!(closes.close(now + CALM + MOMENT), 5);
     }
 
     #[test]
@@ -181,7 +282,7 @@ mod tests {
         throttle.close();
         assert_eq!(throttle.window().map(Semaphore::available_permits), Some(WINDOWS[0]));
         assert!(!throttle.suspects_all());
-        (0..3).for_each(|_| throttle.close());
+        (0..4).for_each(|_| throttle.close());
         assert!(throttle.suspects_all());
     }
 }

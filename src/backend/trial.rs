@@ -18,10 +18,25 @@ use super::throttle::LEAST_LIMIT;
 const CLOSES_FOR_PROOF: usize = 2;
 
 impl Shared {
+    /// Sends a suspect alone, as [`try_alone`](Self::try_alone) does, and records the size of its
+    /// reply, which the end of the shared connection lost.
+    ///
+    /// # Errors
+    /// The errors of [`try_alone`](Self::try_alone).
+    pub(super) async fn try_suspect(
+        &self,
+        read: SentRead<'_>,
+        deadline: Instant,
+    ) -> Result<(), BackendError> {
+        let tried = self.try_alone(read, deadline).await;
+        self.throttle.try_lost(&tried);
+        tried.map(drop)
+    }
+
     /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
     /// it. If that stays unknown, a suspect passes that was not refused before.
     ///
-    /// Returns the size of the reply in bytes, at most [`LEAST_LIMIT`]; 0 if it is unknown.
+    /// Returns the size of the reply in bytes, at most [`LEAST_LIMIT`]; `None` if it is unknown.
     ///
     /// # Errors
     /// [`BackendError::OutputLimit`] if Redis does, or did before and enough other reads are being
@@ -30,11 +45,11 @@ impl Shared {
         &self,
         read: SentRead<'_>,
         deadline: Instant,
-    ) -> Result<usize, BackendError> {
+    ) -> Result<Option<usize>, BackendError> {
         let until = deadline.min(Instant::now() + ALONE_WAIT);
         let permit = timeout_at(until, self.suspects.permits.acquire()).await;
         let Some(_permit) = permit.ok().and_then(Result::ok) else {
-            return self.suspects.pass_untried(read, BackendError::OutputLimit).map(|()| 0);
+            return self.suspects.pass_untried(read, BackendError::OutputLimit).map(|()| None);
         };
         // Another reader may have had the proof meanwhile.
         if self.suspects.suspicion(read) == Suspicion::Refused {
@@ -45,9 +60,9 @@ impl Shared {
                 Ok(AloneEnd::Closed) => {}
                 Ok(AloneEnd::Replied(size)) => {
                     self.suspects.clear(read);
-                    return Ok(size);
+                    return Ok(Some(size));
                 }
-                Err(error) => return self.suspects.pass_untried(read, error).map(|()| 0),
+                Err(error) => return self.suspects.pass_untried(read, error).map(|()| None),
             }
         }
         if self.suspects.refuse(read) {
