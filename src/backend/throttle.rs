@@ -52,7 +52,7 @@ impl Throttle {
         }
     }
 
-    /// Records a read whose reply the end of the shared connection lost. `is_first`: no other read
+    /// Records a read that lost its reply with the shared connection. `is_first`: no other read
     /// of that connection has been recorded.
     pub(super) fn lose_read(&self, is_first: bool) {
         self.change_lost(|lost| {
@@ -63,7 +63,7 @@ impl Throttle {
         });
     }
 
-    /// Records the trial of a read whose reply was lost.
+    /// Records the trial of a read that lost its reply.
     pub(super) fn try_lost(&self, tried: &Result<Option<usize>, BackendError>) {
         let size = match tried {
             Ok(size) => *size,
