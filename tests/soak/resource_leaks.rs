@@ -16,15 +16,11 @@ use crate::support::{Proxy, eventually};
 const EVERY: Duration = Duration::from_secs(1);
 /// The shortest soak that says anything about memory.
 const SHORTEST: Duration = Duration::from_secs(300);
-/// The number of equal parts of a soak. The first two warm it up; the third and the last are
-/// compared. The second one still grew by 0.6 MiB in a run that then stayed the same for 400 s.
+/// The number of equal parts of a soak. The first warms it up; the second and the last are
+/// compared.
 const PARTS: u32 = 6;
-const WARM_UP: u32 = 2;
 /// The allowed growth of memory in the last part, in percent.
 const GROWTH: f64 = 5.0;
-/// The allowed growth in bytes, if that is more. Where the process has 10 MiB, runs of 600 s differ
-/// by 0.6 MiB.
-const LEAST_GROWTH: u64 = 1 << 20;
 
 /// The number of looks at the descriptors of which the lowest counts, and the time between two.
 const LOOKS: u32 = 20;
@@ -95,7 +91,7 @@ impl ResourceUse {
 
     /// Returns the medians of the part after the warm-up and of the last part, in bytes.
     fn parts(&self) -> Option<(u64, u64)> {
-        Some((self.median_of(WARM_UP)?, self.median_of(PARTS - 1)?))
+        Some((self.median_of(1)?, self.median_of(PARTS - 1)?))
     }
 
     /// Returns the description of a leak, if there is one.
@@ -108,8 +104,7 @@ impl ResourceUse {
         }
         let is_long = self.resident.last().is_some_and(|(at, _)| *at >= SHORTEST);
         let (first, last) = self.parts().filter(|_| is_long)?;
-        let has_grown = last > first + LEAST_GROWTH && growth(first, last) > GROWTH;
-        has_grown.then(|| format!("memory grew from {first} to {last} bytes"))
+        (growth(first, last) > GROWTH).then(|| format!("memory grew from {first} to {last} bytes"))
     }
 
     pub(super) fn text(&self) -> String {
