@@ -176,7 +176,7 @@ fn model_replies_and_pushes_as_redis_does() {
     for seed in first..first + number("MODEL_SCRIPTS").unwrap_or(SCRIPTS) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut pair = Pair::new(&server, 3);
-        let (mut script, mut is_short) = (Vec::new(), false);
+        let (mut script, mut sent_short) = (Vec::new(), [false; 3]);
         let mut first = vec![(0, "FLUSHALL"), (0, "DEBUG SET-ACTIVE-EXPIRE 0")];
         for connection in 0..3 {
             if random.random_bool(0.8) {
@@ -214,9 +214,11 @@ fn model_replies_and_pushes_as_redis_does() {
             let words: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
             script.push(format!("{connection}: {}", words.join(&b' ').escape_ascii()));
             let (real, modelled) = pair.send(connection, &words);
-            is_short |= words.contains(&SHORT.as_bytes());
-            if is_short && !real[connection].ends_with(b"+QUEUED\r\n") {
-                is_short = false;
+            // A queued short life begins with the EXEC of its own connection, so a command of
+            // another one does not end it.
+            sent_short[connection] |= words.contains(&SHORT.as_bytes());
+            if sent_short[connection] && !real[connection].ends_with(b"+QUEUED\r\n") {
+                sent_short[connection] = false;
                 sleep(Duration::from_millis(OVER));
                 pair.now += OVER;
             }
