@@ -3,7 +3,7 @@
 //! A read may be sent twice. Each attempt waits for the connection, sends the commands of one read,
 //! and classifies their replies.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use tokio::sync::SemaphorePermit;
@@ -23,7 +23,7 @@ use crate::telemetry::spans;
 
 impl Shared {
     pub(super) async fn fetch(
-        &self,
+        self: &Arc<Self>,
         key: &Key,
         asking: Asking,
         deadline: Instant,
@@ -45,7 +45,7 @@ impl Shared {
 
     /// Fetches a value into the room that is reserved for it, if any.
     async fn fetch_into(
-        &self,
+        self: &Arc<Self>,
         key: &Key,
         asking: Asking,
         deadline: Instant,
@@ -74,7 +74,7 @@ impl Shared {
     }
 
     pub(super) async fn fetch_reply(
-        &self,
+        self: &Arc<Self>,
         request: &ReplyRequest,
         max_reply: usize,
         deadline: Instant,
@@ -102,7 +102,7 @@ impl Shared {
     /// [`BackendError::OutputLimit`] if Redis closes connections over this read; otherwise the
     /// error of the connection, or of `send`.
     async fn read_twice<T, F: Future<Output = Result<T, BackendError>>>(
-        &self,
+        self: &Arc<Self>,
         read: SentRead<'_>,
         deadline: Instant,
         send: impl Fn(Established, Attempt) -> F,
@@ -136,7 +136,8 @@ impl Shared {
                     self.wait_until_down(deadline).await;
                     if is_suspect {
                         // Without a connection, Redis is coming back or gone, and proves nothing.
-                        self.connection(deadline).await?;
+                        let connection = self.connection(deadline).await;
+                        connection.inspect_err(|_| self.try_later(read))?;
                         self.try_suspect(read, deadline).await?;
                     }
                     let _slot = self.slot(deadline).await?;

@@ -16,11 +16,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -33,11 +33,14 @@ use crate::sync::lock;
 const REFUSAL: Duration = Duration::from_secs(60);
 /// The time for which a read is a suspect if nothing has cleared it. A suspect that is not read
 /// again does no harm, so it need not be remembered for long.
-const SUSPICION: Duration = Duration::from_secs(10);
+pub(super) const SUSPICION: Duration = Duration::from_secs(10);
 /// The most reads that are remembered.
 const MAX_READS: usize = 1024;
 /// The most reads that are sent alone at the same time.
 const MAX_ALONE: usize = 8;
+/// The most reads that wait to be sent alone after their readers gave up. The turns of the others
+/// are left to readers.
+const MAX_LATER: usize = MAX_ALONE / 2;
 /// The longest time that a read waits to be sent alone. A suspect that waits longer is sent as
 /// usual. Otherwise most of hundreds of reads of a remote Redis would fail at their deadline, each
 /// time a connection is lost.
@@ -56,7 +59,34 @@ pub(super) enum SentRead<'a> {
     Command(&'a [u8]),
 }
 
+/// A [`SentRead`] that outlives its request.
+#[derive(Debug, Clone)]
+pub(super) enum OwnedRead {
+    Value(Key),
+    AskedValue(Key),
+    Command(Bytes),
+}
+
+impl OwnedRead {
+    pub(super) fn as_sent(&self) -> SentRead<'_> {
+        match self {
+            Self::Value(key) => SentRead::Value(key),
+            Self::AskedValue(key) => SentRead::AskedValue(key),
+            Self::Command(command) => SentRead::Command(command),
+        }
+    }
+}
+
 impl<'a> SentRead<'a> {
+    /// Returns a copy.
+    pub(super) fn to_owned(self) -> OwnedRead {
+        match self {
+            Self::Value(key) => OwnedRead::Value(key.clone()),
+            Self::AskedValue(key) => OwnedRead::AskedValue(key.clone()),
+            Self::Command(command) => OwnedRead::Command(Bytes::copy_from_slice(command)),
+        }
+    }
+
     /// Appends the commands. Returns the number of their replies.
     pub(super) fn write(self, commands: &mut BytesMut) -> usize {
         match self {
@@ -117,6 +147,8 @@ pub(super) struct Suspects {
     hasher: ahash::RandomState,
     /// The permits to send a read alone.
     pub(super) permits: Semaphore,
+    /// The permits to wait for that without a reader.
+    pub(super) later: Arc<Semaphore>,
 }
 
 impl Suspects {
@@ -126,6 +158,7 @@ impl Suspects {
             count: AtomicUsize::new(0),
             hasher: ahash::RandomState::new(),
             permits: Semaphore::new(MAX_ALONE),
+            later: Arc::new(Semaphore::new(MAX_LATER)),
         }
     }
 

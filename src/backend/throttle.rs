@@ -8,7 +8,8 @@
 //!
 //! Model: each close that follows another one raises a level, and each time without a close lowers
 //! it. At each level fewer reads are pending at a time. At the highest level it is one read, which
-//! must also get its reply alone first, as a suspect must.
+//! must also get its reply alone first, as a suspect must. The lowest levels only end the bound step
+//! by step, since a cache that is still cold would end the connection again.
 //!
 //! A single close has no effect, since a restart of Redis is one. A close counts only if the lost
 //! replies could have exceeded a limit together ([`LostReplies`]). Otherwise a network that loses
@@ -28,7 +29,9 @@ use crate::sync::lock;
 /// no client: Redis's reply to `COMMAND` alone is larger.
 pub(super) const LEAST_LIMIT: usize = 64 << 10;
 /// The most pending reads at each level above zero.
-const WINDOWS: [usize; 5] = [32, 8, 2, 1, 1];
+const WINDOWS: [usize; 8] = [256, 128, 64, 32, 8, 2, 1, 1];
+/// The level at which the bound begins. A close at a lower one returns to it.
+const FIRST_LEVEL: usize = 4;
 /// The time without a close that lowers the level by one. A close within this time after another
 /// one raises it.
 const CALM: Duration = Duration::from_secs(10);
@@ -85,9 +88,11 @@ impl Throttle {
     /// Records that Redis closed the shared connection over replies that it lost.
     fn close(&self) {
         let mut closes = lock(&self.closes);
-        let is_first = closes.close(Instant::now()) == 1;
+        let now = Instant::now();
+        let was_bound = closes.level(now) > 0;
+        let is_bound = closes.close(now) > 0;
         self.is_active.store(true, Relaxed);
-        if is_first {
+        if is_bound && !was_bound {
             tracing::info!(
                 "Redis has closed the shared connection again; fewer reads are sent at a time"
             );
@@ -123,8 +128,8 @@ impl Throttle {
 /// limit if they had [`LEAST_LIMIT`] bytes.
 ///
 /// Their sizes are those of the trials of their reads. Only some are tried: a trial of a remote
-/// Redis takes longer than the other reads wait. So all count as the mean of the tried ones. Until
-/// the first trial the mean is that of the end before, if that was not long ago.
+/// Redis takes longer than the other reads wait. So each untried one counts as the mean of those
+/// tried, without the largest, since a single large reply says nothing about the others.
 #[derive(Debug, Default)]
 struct LostReplies {
     began: Option<Instant>,
@@ -132,6 +137,11 @@ struct LostReplies {
     tried: usize,
     /// The size of those that were tried, in bytes.
     tried_bytes: usize,
+    /// The size of the largest of them, in bytes.
+    largest: usize,
+    /// The likely size of a reply after the end before, in bytes; zero if that was long ago. It
+    /// counts until two replies of this end were tried.
+    size_before: usize,
     is_close_counted: bool,
 }
 
@@ -139,10 +149,8 @@ impl LostReplies {
     /// Begins with another end of the connection.
     fn begin(&mut self, now: Instant) {
         let is_repeated = self.began.is_some_and(|began| now < began + CALM);
-        let mean = self.tried_bytes.checked_div(self.tried).filter(|_| is_repeated);
-        let tried = usize::from(mean.is_some());
-        let tried_bytes = mean.unwrap_or_default();
-        *self = Self { began: Some(now), tried, tried_bytes, ..Self::default() };
+        let size_before = if is_repeated { self.likely_size() } else { 0 };
+        *self = Self { began: Some(now), size_before, ..Self::default() };
     }
 
     /// Adds a read. Returns whether the end counts as a close now, and did not before.
@@ -155,14 +163,33 @@ impl LostReplies {
     fn add_size(&mut self, size: usize) -> bool {
         self.tried += 1;
         self.tried_bytes += size;
+        self.largest = self.largest.max(size);
         self.count_close()
     }
 
     fn count_close(&mut self) -> bool {
-        let bytes = self.tried_bytes.saturating_mul(self.count) / self.tried.max(1);
-        let is_new = !self.is_close_counted && bytes >= LEAST_LIMIT;
+        let is_new = !self.is_close_counted && self.bytes() >= LEAST_LIMIT;
         self.is_close_counted |= is_new;
         is_new
+    }
+
+    /// Returns the size of all replies, in bytes.
+    fn bytes(&self) -> usize {
+        let untried = self.count.saturating_sub(self.tried);
+        self.tried_bytes.saturating_add(self.untried_size().saturating_mul(untried))
+    }
+
+    /// Returns the size that a reply of the next end counts as, in bytes, while none is tried.
+    fn likely_size(&self) -> usize {
+        // Behind a close of large replies, the next ones are likely as large.
+        let mean = self.tried_bytes.checked_div(self.tried).filter(|_| self.is_close_counted);
+        mean.unwrap_or_else(|| self.untried_size())
+    }
+
+    /// Returns the size that each untried reply counts as, in bytes.
+    fn untried_size(&self) -> usize {
+        let others = self.tried.saturating_sub(1);
+        (self.tried_bytes - self.largest).checked_div(others).unwrap_or(self.size_before)
     }
 }
 
@@ -178,7 +205,11 @@ impl Closes {
     /// Records a close. Returns the level from now on.
     fn close(&mut self, now: Instant) -> usize {
         let is_repeated = self.last.is_some_and(|last| now < last + CALM);
-        self.level = (self.level(now) + usize::from(is_repeated)).min(WINDOWS.len());
+        self.level = match self.level(now) {
+            0 if !is_repeated => 0,
+            level if level < FIRST_LEVEL => FIRST_LEVEL,
+            level => (level + usize::from(is_repeated)).min(WINDOWS.len()),
+        };
         self.last = Some(now);
         self.level
     }
@@ -213,6 +244,7 @@ mod tests {
     fn end_counts_once_if_its_replies_reach_the_least_limit() {
         let mut few = lost(63, Instant::now());
         assert!(!few.add_size(LEAST_LIMIT / 64));
+        assert!(!few.add_size(LEAST_LIMIT / 64));
         assert!(few.add_read());
         assert!(!few.add_read() && !few.add_size(LEAST_LIMIT), "once");
         let mut small = lost(500, Instant::now());
@@ -220,22 +252,38 @@ mod tests {
     }
 
     #[test]
-    fn untried_replies_count_as_the_mean_of_the_tried() {
+    fn reply_of_the_least_limit_counts_alone() {
+        assert!(lost(1, Instant::now()).add_size(LEAST_LIMIT));
+    }
+
+    #[test]
+    fn untried_replies_count_as_the_mean_without_the_largest() {
         let mut lost = lost(64, Instant::now());
-        assert!(!lost.add_size(LEAST_LIMIT / 128));
-        assert!(lost.add_size(LEAST_LIMIT / 128 * 3));
+        assert!(!lost.add_size(LEAST_LIMIT / 2), "nothing is known of the others");
+        assert!(!lost.add_size(LEAST_LIMIT / 256));
+        assert!(!lost.add_size(LEAST_LIMIT / 256), "half of the limit and a quarter");
+        assert!(lost.add_size(LEAST_LIMIT / 64 * 2), "and more than a quarter");
     }
 
     #[test]
     fn sizes_of_the_last_end_count_for_a_while() {
         for (after, is_counted) in [(CALM / 2, true), (CALM, false)] {
             let now = Instant::now();
-            let mut lost = lost(1, now);
-            assert!(!lost.add_size(LEAST_LIMIT / 2));
+            let mut lost = lost(2, now);
+            assert!(!lost.add_size(LEAST_LIMIT / 2 - 1) && !lost.add_size(LEAST_LIMIT / 2));
             lost.begin(now + after);
-            assert!(!lost.add_read());
+            assert!(!lost.add_read() && !lost.add_read());
             assert_eq!(lost.add_read(), is_counted);
         }
+    }
+
+    #[test]
+    fn large_reply_of_a_close_counts_for_the_next_end() {
+        let now = Instant::now();
+        let mut lost = lost(20, now);
+        assert!(lost.add_size(LEAST_LIMIT));
+        lost.begin(now + CALM / 2);
+        assert!(lost.add_read());
     }
 
     #[test]
@@ -252,25 +300,33 @@ mod tests {
     fn each_repeated_close_raises_the_level_to_the_highest() {
         let (mut closes, now) = (Closes::default(), Instant::now());
         let levels: Vec<_> = (0..7).map(|number| closes.close(now + MOMENT * number)).collect();
-        assert_eq!(levels, [0, 1, 2, 3, 4, 5, 5]);
+        assert_eq!(levels, [0, 4, 5, 6, 7, 8, 8]);
     }
 
     #[test]
     fn each_calm_time_lowers_the_level() {
         let (mut closes, now) = (Closes::default(), Instant::now());
         (0..6).for_each(|_| _ = closes.close(now));
-        let levels: Vec<_> = (0..7).map(|number| closes.level(now + CALM * number)).collect();
-        assert_eq!(levels, [5, 4, 3, 2, 1, 0, 0]);
-        assert!(!closes.are_over(now + CALM * 4));
-        assert!(closes.are_over(now + CALM * 5));
+        let levels: Vec<_> = (0..10).map(|number| closes.level(now + CALM * number)).collect();
+        assert_eq!(levels, [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]);
+        assert!(!closes.are_over(now + CALM * 7));
+        assert!(closes.are_over(now + CALM * 8));
     }
 
     #[test]
     fn close_after_a_calm_time_keeps_the_lower_level() {
         let (mut closes, now) = (Closes::default(), Instant::now());
         (0..6).for_each(|_| _ = closes.close(now));
-        assert_eq!(closes.close(now + CALM), 4);
-        assert_eq!(closes.close(now + CALM + MOMENT), 5);
+        assert_eq!(closes.close(now + CALM), 7);
+        assert_eq!(closes.close(now + CALM + MOMENT), 8);
+    }
+
+    #[test]
+    fn close_while_the_bound_ends_returns_to_its_first_level() {
+        let (mut closes, now) = (Closes::default(), Instant::now());
+        (0..2).for_each(|_| _ = closes.close(now));
+        assert_eq!(closes.level(now + CALM * 3), 1);
+        assert_eq!(closes.close(now + CALM * 3), FIRST_LEVEL);
     }
 
     #[test]
@@ -280,7 +336,10 @@ mod tests {
         throttle.close();
         assert!(throttle.window().is_none());
         throttle.close();
-        assert_eq!(throttle.window().map(Semaphore::available_permits), Some(WINDOWS[0]));
+        assert_eq!(
+            throttle.window().map(Semaphore::available_permits),
+            Some(WINDOWS[FIRST_LEVEL - 1])
+        );
         assert!(!throttle.suspects_all());
         (0..4).for_each(|_| throttle.close());
         assert!(throttle.suspects_all());

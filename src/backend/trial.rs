@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Shared;
 use super::connector::{Connected, Connector};
 use super::error::BackendError;
 use super::hello::drive_until;
 use super::reply_decoder::Frame;
-use super::suspects::{ALONE_WAIT, SentRead, Suspicion};
+use super::supervisor::ConnectionState;
+use super::suspects::{ALONE_WAIT, SUSPICION, SentRead, Suspicion};
 use super::throttle::LEAST_LIMIT;
 
 /// The number of connections that Redis closes over a read alone before that is taken as proof. One
@@ -31,6 +32,23 @@ impl Shared {
         let tried = self.try_alone(read, deadline).await;
         self.throttle.try_lost(&tried);
         tried.map(drop)
+    }
+
+    /// Tries a suspect once there is a connection, without its reader, which gave up before. Otherwise
+    /// no read of a remote Redis would be tried whose readers all give up.
+    pub(super) fn try_later(self: &Arc<Self>, read: SentRead<'_>) {
+        let Ok(turn) = Arc::clone(&self.suspects.later).try_acquire_owned() else { return };
+        let (shared, read) = (Arc::clone(self), read.to_owned());
+        tokio::spawn(async move {
+            let mut state = shared.state.clone();
+            let up = state.wait_for(|state| matches!(state, ConnectionState::Up(..)));
+            let is_up = timeout(SUSPICION, up).await.is_ok_and(|state| state.is_ok());
+            if is_up {
+                let deadline = Instant::now() + shared.settings.response_timeout;
+                _ = shared.try_suspect(read.as_sent(), deadline).await;
+            }
+            drop(turn);
+        });
     }
 
     /// Sends a read alone and discards its reply, to see whether Redis closes the connection over

@@ -201,7 +201,13 @@ impl RedisServer {
 
     /// Lets the server close the connection of a client over replies of more than 1 MiB.
     pub(crate) fn limit_output(&self) {
-        self.command(&["CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0"]);
+        self.limit_output_to("1mb");
+    }
+
+    /// Lets the server close the connection of a client over larger replies, such as `1mb`.
+    pub(crate) fn limit_output_to(&self, size: &str) {
+        let limit = format!("normal {size} 0 0");
+        self.command(&["CONFIG", "SET", "client-output-buffer-limit", &limit]);
     }
 
     /// Returns how often the server has run a command, subcommands as in `config|get`.
