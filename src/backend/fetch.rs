@@ -96,7 +96,7 @@ impl Shared {
     ///
     /// A read may be sent again. A connection lost under a request usually means a Redis that is
     /// restarting. But if Redis closed the connection, the read itself may be the reason, so it is
-    /// [sent alone](Self::try_alone) first.
+    /// [sent alone](Self::try_read) first.
     ///
     /// # Errors
     /// [`BackendError::OutputLimit`] if Redis closes connections over this read; otherwise the
@@ -111,18 +111,13 @@ impl Shared {
         let established = self.established(deadline).await?;
         // Looked up once there is a connection. By then the reads that lost the last one are
         // suspects.
-        match self.suspects.suspicion(read) {
-            Suspicion::None if !self.throttle.suspects_all() => {}
-            Suspicion::Suspected => Box::pin(self.try_suspect(read, deadline)).await?,
-            Suspicion::None | Suspicion::ToProve => {
-                Box::pin(self.try_alone(read, deadline)).await?;
-            }
-            Suspicion::Refused => return Err(BackendError::OutputLimit),
-        }
-        let slot = self.slot(deadline).await?;
-        // The connection may have been lost while the slot was awaited.
-        let established =
-            if slot.is_some() { self.established(deadline).await? } else { established };
+        let (slot, established) = if self.is_free(read) {
+            (None, established)
+        } else {
+            let slot = Box::pin(self.admit(read, deadline)).await?;
+            // The connection may have been lost meanwhile.
+            (slot, self.established(deadline).await?)
+        };
         let connection = established.0.clone();
         match send(established, Attempt::First).await {
             Err(BackendError::Disconnected) => {
@@ -134,19 +129,45 @@ impl Shared {
                         self.throttle.lose_read(connection.claim_close());
                     }
                     self.wait_until_down(deadline).await;
-                    if is_suspect {
-                        // Without a connection, Redis is coming back or gone, and proves nothing.
-                        let connection = self.connection(deadline).await;
-                        connection.inspect_err(|_| self.try_later(read))?;
-                        self.try_suspect(read, deadline).await?;
+                    // Without a connection, Redis is coming back or gone, and a trial proves nothing.
+                    if let Err(error) = self.connection(deadline).await {
+                        if is_suspect {
+                            self.try_later(read);
+                        }
+                        return Err(error);
                     }
-                    let _slot = self.slot(deadline).await?;
+                    let _slot = self.admit(read, deadline).await?;
                     send(self.connection(deadline).await?, Attempt::Second).await
                 })
                 .await
             }
             answer => answer,
         }
+    }
+
+    /// Whether a read may be sent at once: no suspicion and no bound applies to it.
+    fn is_free(&self, read: SentRead<'_>) -> bool {
+        self.suspects.suspicion(read) == Suspicion::None && self.throttle.window().is_none()
+    }
+
+    /// Waits until a read may be sent: for its trial, if one is due, and for its slot, if there is a
+    /// bound. A trial that becomes due while the read waits for its slot comes first, too.
+    ///
+    /// # Errors
+    /// The errors of [`try_read`](Self::try_read) and [`slot`](Self::slot).
+    async fn admit(
+        &self,
+        read: SentRead<'_>,
+        deadline: Instant,
+    ) -> Result<Option<SemaphorePermit<'_>>, BackendError> {
+        if !self.is_trial_due(read)? {
+            let slot = self.slot(deadline).await?;
+            if !self.is_trial_due(read)? {
+                return Ok(slot);
+            }
+        }
+        self.try_read(read, deadline).await?;
+        self.slot(deadline).await
     }
 
     /// Waits for a slot, if there is a bound on the pending reads.

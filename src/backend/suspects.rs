@@ -24,7 +24,6 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::error::BackendError;
 use super::fetch_command::write_value;
 use crate::key::Key;
 use crate::sync::lock;
@@ -187,17 +186,9 @@ impl Suspects {
         self.change(|table| _ = table.reads.remove(&read.hash(&self.hasher)));
     }
 
-    /// Returns the result for a read that could not be sent alone, for the reason `error`. A suspect
-    /// passes, as every read does without suspicions. A read that was refused does not.
-    pub(super) fn pass_untried(
-        &self,
-        read: SentRead<'_>,
-        error: BackendError,
-    ) -> Result<(), BackendError> {
-        match self.suspicion(read) {
-            Suspicion::None | Suspicion::Suspected => Ok(()),
-            Suspicion::ToProve | Suspicion::Refused => Err(error),
-        }
+    /// Whether Redis closed a connection over the read alone before.
+    pub(super) fn was_refused(&self, read: SentRead<'_>) -> bool {
+        matches!(self.suspicion(read), Suspicion::ToProve | Suspicion::Refused)
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
@@ -359,14 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn untried_suspect_passes_and_refused_read_does_not() {
+    fn suspect_was_refused_only_after_a_trial() {
         let suspects = Suspects::new();
         let (suspect, refused) = (SentRead::Command(b"a"), SentRead::Command(b"b"));
         suspects.suspect(suspect);
         suspects.refuse(refused);
-        let untried = |read| suspects.pass_untried(read, BackendError::TimedOut);
-        assert_eq!(untried(suspect), Ok(()));
-        assert_eq!(untried(refused), Err(BackendError::TimedOut));
+        assert!(!suspects.was_refused(suspect) && suspects.was_refused(refused));
     }
 
     #[test]

@@ -58,9 +58,10 @@ impl Throttle {
     /// Records a read that lost its reply with the shared connection. `is_first`: no other read
     /// of that connection has been recorded.
     pub(super) fn lose_read(&self, is_first: bool) {
+        let is_bound = self.window().is_some();
         self.change_lost(|lost| {
             if is_first {
-                lost.begin(Instant::now());
+                lost.begin(Instant::now(), is_bound);
             }
             lost.add_read()
         });
@@ -146,9 +147,10 @@ struct LostReplies {
 }
 
 impl LostReplies {
-    /// Begins with another end of the connection.
-    fn begin(&mut self, now: Instant) {
-        let is_repeated = self.began.is_some_and(|began| now < began + CALM);
+    /// Begins with another end of the connection. While the bound is in force, the sizes of the end
+    /// before count even if that was long ago: closes come again at the first level that is too low.
+    fn begin(&mut self, now: Instant, is_bound: bool) {
+        let is_repeated = is_bound || self.began.is_some_and(|began| now < began + CALM);
         let size_before = if is_repeated { self.likely_size() } else { 0 };
         *self = Self { began: Some(now), size_before, ..Self::default() };
     }
@@ -235,7 +237,7 @@ mod tests {
     /// Returns an end that lost the replies to `count` reads.
     fn lost(count: usize, now: Instant) -> LostReplies {
         let mut lost = LostReplies::default();
-        lost.begin(now);
+        lost.begin(now, false);
         assert!((0..count).all(|_| !lost.add_read()), "their sizes are unknown");
         lost
     }
@@ -267,11 +269,13 @@ mod tests {
 
     #[test]
     fn sizes_of_the_last_end_count_for_a_while() {
-        for (after, is_counted) in [(CALM / 2, true), (CALM, false)] {
+        for (after, is_bound, is_counted) in
+            [(CALM / 2, false, true), (CALM, false, false), (CALM * 9, true, true)]
+        {
             let now = Instant::now();
             let mut lost = lost(2, now);
             assert!(!lost.add_size(LEAST_LIMIT / 2 - 1) && !lost.add_size(LEAST_LIMIT / 2));
-            lost.begin(now + after);
+            lost.begin(now + after, is_bound);
             assert!(!lost.add_read() && !lost.add_read());
             assert_eq!(lost.add_read(), is_counted);
         }
@@ -282,7 +286,7 @@ mod tests {
         let now = Instant::now();
         let mut lost = lost(20, now);
         assert!(lost.add_size(LEAST_LIMIT));
-        lost.begin(now + CALM / 2);
+        lost.begin(now + CALM / 2, false);
         assert!(lost.add_read());
     }
 

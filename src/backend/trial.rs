@@ -19,18 +19,33 @@ use super::throttle::LEAST_LIMIT;
 const CLOSES_FOR_PROOF: usize = 2;
 
 impl Shared {
-    /// Sends a suspect alone, as [`try_alone`](Self::try_alone) does, and records the size of its
-    /// reply, which the end of the shared connection lost.
+    /// Whether a read must be sent alone before it is sent as usual.
+    ///
+    /// # Errors
+    /// [`BackendError::OutputLimit`] if it is refused.
+    pub(super) fn is_trial_due(&self, read: SentRead<'_>) -> Result<bool, BackendError> {
+        match self.suspects.suspicion(read) {
+            Suspicion::None => Ok(self.throttle.suspects_all()),
+            Suspicion::Suspected | Suspicion::ToProve => Ok(true),
+            Suspicion::Refused => Err(BackendError::OutputLimit),
+        }
+    }
+
+    /// Sends a read alone, as [`try_alone`](Self::try_alone) does. Records the size of its reply if
+    /// the end of the shared connection lost it.
     ///
     /// # Errors
     /// The errors of [`try_alone`](Self::try_alone).
-    pub(super) async fn try_suspect(
+    pub(super) async fn try_read(
         &self,
         read: SentRead<'_>,
         deadline: Instant,
     ) -> Result<(), BackendError> {
+        let is_lost = self.suspects.suspicion(read) == Suspicion::Suspected;
         let tried = self.try_alone(read, deadline).await;
-        self.throttle.try_lost(&tried);
+        if is_lost {
+            self.throttle.try_lost(&tried);
+        }
         tried.map(drop)
     }
 
@@ -43,23 +58,26 @@ impl Shared {
             let mut state = shared.state.clone();
             let up = state.wait_for(|state| matches!(state, ConnectionState::Up(..)));
             let is_up = timeout(SUSPICION, up).await.is_ok_and(|state| state.is_ok());
-            if is_up {
+            let read = read.as_sent();
+            if is_up && shared.is_trial_due(read) == Ok(true) {
                 let deadline = Instant::now() + shared.settings.response_timeout;
-                _ = shared.try_suspect(read.as_sent(), deadline).await;
+                _ = shared.try_read(read, deadline).await;
             }
             drop(turn);
         });
     }
 
     /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
-    /// it. If that stays unknown, a suspect passes that was not refused before.
+    /// it. If that stays unknown, it passes, unless it was refused before or every read must get its
+    /// reply alone first.
     ///
     /// Returns the size of the reply in bytes, at most [`LEAST_LIMIT`]; `None` if it is unknown.
     ///
     /// # Errors
     /// [`BackendError::OutputLimit`] if Redis does, or did before and enough other reads are being
-    /// sent alone; the error of the connection for a read that was refused before.
-    pub(super) async fn try_alone(
+    /// sent alone. For another read that does not pass, [`BackendError::Overloaded`] if enough are
+    /// being sent alone, or the error of the connection.
+    async fn try_alone(
         &self,
         read: SentRead<'_>,
         deadline: Instant,
@@ -67,7 +85,10 @@ impl Shared {
         let until = deadline.min(Instant::now() + ALONE_WAIT);
         let permit = timeout_at(until, self.suspects.permits.acquire()).await;
         let Some(_permit) = permit.ok().and_then(Result::ok) else {
-            return self.suspects.pass_untried(read, BackendError::OutputLimit).map(|()| None);
+            let was_refused = self.suspects.was_refused(read);
+            let error =
+                if was_refused { BackendError::OutputLimit } else { BackendError::Overloaded };
+            return self.pass_untried(read, error);
         };
         // Another reader may have had the proof meanwhile.
         if self.suspects.suspicion(read) == Suspicion::Refused {
@@ -80,7 +101,7 @@ impl Shared {
                     self.suspects.clear(read);
                     return Ok(Some(size));
                 }
-                Err(error) => return self.suspects.pass_untried(read, error).map(|()| None),
+                Err(error) => return self.pass_untried(read, error),
             }
         }
         if self.suspects.refuse(read) {
@@ -92,6 +113,17 @@ impl Shared {
             );
         }
         Err(BackendError::OutputLimit)
+    }
+
+    /// Returns the result for a read that could not be sent alone, for the reason `error`. It
+    /// passes, as every read does without suspicions, unless it must get its reply alone first.
+    fn pass_untried(
+        &self,
+        read: SentRead<'_>,
+        error: BackendError,
+    ) -> Result<Option<usize>, BackendError> {
+        let is_proof_needed = self.throttle.suspects_all() || self.suspects.was_refused(read);
+        if is_proof_needed { Err(error) } else { Ok(None) }
     }
 
     /// Sends a read over a connection of its own.
