@@ -31,8 +31,8 @@ use crate::support::redis_server;
 pub(super) const KEYS: usize = 300;
 /// The number of all histories.
 pub(super) const HISTORIES: usize = KEYS + COLLECTIONS;
-/// The number of violations that ends a soak.
-const MOST_VIOLATIONS: usize = 20;
+/// The number of violations that ends a soak. All of them are reported.
+const MOST_VIOLATIONS: usize = 50;
 const LOOK: Duration = Duration::from_millis(20);
 const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 /// The prefix of the keys with a history, and that of the own keys of Redis clients.

@@ -31,8 +31,8 @@ pub(super) mod history;
 
 /// The longest time for one history.
 const LIMIT: Duration = Duration::from_secs(10);
-/// The number of findings of each model in a report; one cause often makes many.
-const MOST_TOLD: usize = 2;
+/// The number of findings of each model in a report, so that all can be read.
+const MOST_TOLD: usize = 50;
 /// The number of changes in a finding.
 const CHANGES_TOLD: usize = 6;
 const HARNESS: &str = "the harness is wrong: ";
