@@ -126,7 +126,7 @@ impl Failovers<'_> {
         await_copied(old);
         conditions.failovers.begin(kind, clock.now());
         self.watched.fail_over_to(after);
-        self.simulation.move_to(new.socket());
+        self.simulation.switch_to(new.socket(), kind);
         self.primary = after;
         drop(alone);
         let over = Instant::now();

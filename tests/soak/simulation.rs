@@ -85,6 +85,15 @@ impl Simulation {
         self.moves.fetch_add(1, SeqCst);
     }
 
+    /// Moves the writers to the next primary, while the proxy may still read the previous one; the
+    /// caller holds `all` alone.
+    pub(super) fn switch_to(&self, socket: PathBuf, kind: &'static str) {
+        let now = self.clock.now();
+        self.conditions.switches.add(kind, now, now);
+        self.keys.iter().for_each(|key| key.lock().unwrap().switch(now));
+        self.move_to(socket);
+    }
+
     pub(super) fn moves(&self) -> u64 {
         self.moves.load(SeqCst)
     }

@@ -158,7 +158,11 @@ fn tell<P: Promise>(history: &History, key: &Key, part: Vec<Operation<P>>) -> St
             i64::MAX => "unknown".to_owned(),
             until => until.to_string(),
         };
-        _ = writeln!(text, "  {:?} from {} to {until}", timed.change, timed.window.0);
+        let lost = if timed.switch.is_some() { ", unless a failover lost it" } else { "" };
+        _ = writeln!(text, "  {:?} from {} to {until}{lost}", timed.change, timed.window.0);
+    }
+    if let Some(switched) = history.terms.last_switch(read.returned) {
+        _ = writeln!(text, "  the last failover before it led to another primary at {switched}");
     }
     text
 }
