@@ -4,17 +4,21 @@
 //! judged by the same oracle. It also writes keys of its own and reads them back on the same
 //! connection, where only the last write is valid: strings, and hashes that another connection
 //! reads at the same time. It reads [`collections`](super::collections) too. A connection may end
-//! when Redis is lost. The versions that a connection saw bind that connection only.
+//! when Redis is lost. The versions that a connection saw bind that connection only. After a
+//! failover the own keys of an ended connection are read straight from the next primary. So the
+//! record shows which of its writes were lost.
 //!
 //! The rule: an error or a closed connection needs a fault. RESP does not mark stale values, so a
 //! value that is too old counts as stale where that is allowed; it must have been written in any
 //! case.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use redis::cmd;
 
 use super::collections::CollectionRead;
 use super::history::{Moment, millis};
@@ -22,7 +26,7 @@ use super::oracle::{Answer, Demand, Read, STALE};
 use super::readers::{second_look, tell, verdict};
 use super::record::{How, Seen};
 use super::report::Tally;
-use super::simulation::{HISTORIES, KEYS, Pace, Simulation, name, skewed};
+use super::simulation::{DirectConnection, HISTORIES, KEYS, Pace, Simulation, name, skewed};
 use crate::support::resp_client::{RespClient, command, show};
 
 pub(super) const CLIENTS: usize = 3;
@@ -47,11 +51,15 @@ pub(super) fn talk(simulation: &Simulation, address: SocketAddr, number: usize) 
         connections: 0,
         rivals: 0,
         written: 0,
+        own: BTreeSet::new(),
+        left: BTreeSet::new(),
+        door: DirectConnection::to(simulation, 0),
         tally: Tally::default(),
     };
     let mut pace = Pace::every(GAP);
     while simulation.is_read() {
         pace.wait();
+        client.read_left();
         match client.random.random_range(0..20) {
             0..3 if simulation.is_written() => client.write_and_read(Own::String),
             3..5 if simulation.is_written() => client.write_and_read(Own::Hash),
@@ -81,11 +89,16 @@ struct Client<'a> {
     rivals: u64,
     /// The number of values written to own keys.
     written: u64,
+    /// The own keys that this connection has written.
+    own: BTreeSet<(Own, String)>,
+    /// Those that earlier connections have left behind a failover.
+    left: BTreeSet<(Own, String)>,
+    door: DirectConnection<'a>,
     tally: Tally,
 }
 
 /// The type of an own key.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 enum Own {
     String,
     Hash,
@@ -99,10 +112,10 @@ impl Own {
         }
     }
 
-    fn get(self, key: &str) -> Vec<u8> {
+    fn get(self, key: &str) -> Vec<&str> {
         match self {
-            Self::String => command(&["GET", key]),
-            Self::Hash => command(&["HGET", key, "field"]),
+            Self::String => vec!["GET", key],
+            Self::Hash => vec!["HGET", key, "field"],
         }
     }
 }
@@ -206,7 +219,8 @@ impl Client<'_> {
         let kind = if own == Own::Hash { "hash/" } else { "" };
         let key = format!("own/{kind}{thread}/{connection}/{number}");
         let value = format!("{key}#{}", self.written);
-        let (set, get) = (own.set(&key, &value), own.get(&key));
+        let (set, get) = (own.set(&key, &value), command(&own.get(&key)));
+        self.own.insert((own, key.clone()));
         let began = self.simulation.clock.now();
         if own == Own::Hash {
             self.rival.send(&get);
@@ -254,6 +268,31 @@ impl Client<'_> {
                     );
                     self.simulation.violation(text);
                 }
+            }
+        }
+    }
+
+    /// Reads the own keys of ended connections straight from the primary, and records that.
+    fn read_left(&mut self) {
+        if self.left.is_empty() {
+            return;
+        }
+        // Redis moves only while this lock is free.
+        let _with_others = self.simulation.all.read().unwrap();
+        for (own, key) in std::mem::take(&mut self.left) {
+            let Some(connection) = self.door.open() else { return };
+            let (words, began) = (own.get(&key), self.simulation.clock.now());
+            match cmd(words[0]).arg(&words[1..]).query::<Option<Vec<u8>>>(connection) {
+                Ok(value) => self.simulation.record.read(&Seen {
+                    client: &format!("{} straight", self.thread),
+                    key: &key,
+                    answer: &value.map_or(Answer::Absent, Answer::Value),
+                    how: How::Direct,
+                    stale: None,
+                    began,
+                    ended: self.simulation.clock.now(),
+                }),
+                Err(error) => self.door.close(&error),
             }
         }
     }
@@ -328,6 +367,10 @@ impl Client<'_> {
     fn connect(&mut self) {
         self.wire = RespClient::connect(self.address);
         self.connections += 1;
+        let own = std::mem::take(&mut self.own);
+        if self.simulation.conditions.has_switched() {
+            self.left.extend(own);
+        }
         self.heard = self.simulation.clock.now();
         self.seen = vec![0; HISTORIES];
     }

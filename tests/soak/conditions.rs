@@ -74,7 +74,7 @@ impl Periods {
         }
     }
 
-    fn add(&self, name: &'static str, from: Moment, until: Moment) {
+    pub(super) fn add(&self, name: &'static str, from: Moment, until: Moment) {
         self.0.lock().unwrap().push(Period { name, from, until: Some(until) });
     }
 }
@@ -88,6 +88,8 @@ pub(super) struct Conditions {
     /// Each from the moment in which another Redis may have become primary until it was written to
     /// and the proxy could know.
     pub(super) failovers: Periods,
+    /// The moments from which the writers went on at another primary.
+    pub(super) switches: Periods,
     /// The periods with a `cache.stale_if_error` above zero.
     pub(super) grace: Periods,
 }
@@ -116,6 +118,11 @@ impl Conditions {
     /// fault.
     pub(super) fn may_be_stale(&self, began: Moment, ended: Moment) -> bool {
         !self.grace.between(began, ended).is_empty() && !self.is_peace(began, ended)
+    }
+
+    /// Whether there was a failover that may have lost writes of clients.
+    pub(super) fn has_switched(&self) -> bool {
+        !self.switches.0.lock().unwrap().is_empty()
     }
 
     pub(super) fn tell(&self, from: Moment, to: Moment) -> String {

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
+use redis::cmd;
 
 use super::faults::{answers_clients, compare_all};
 use super::report::{Recovery, Report};
@@ -22,9 +23,10 @@ use super::resource_leaks::ResourceUse;
 use super::run::{figures, join, start, start_readers, start_writers, sum, version};
 use super::simulation::{Simulation, StopOnPanic};
 use crate::support::http::Client;
+use crate::support::redis_server::connect;
 use crate::support::sentinel::{Watched, in_the_end, information};
 use crate::support::serving::{await_ready, readyz};
-use crate::support::{Proxy, RedisServer, within};
+use crate::support::{Proxy, RedisServer, eventually, within};
 
 const FAILOVER: &str = "failover";
 /// Longer than a busy machine stands still; otherwise the sentinel would fail over on its own.
@@ -37,6 +39,8 @@ pub(super) const READY: Duration = Duration::from_secs(3);
 pub(super) const SETTLED: Duration = Duration::from_millis(250);
 /// The time in which a sentinel tells an old primary its new primary.
 const COPIED: Duration = Duration::from_secs(40);
+/// A key that no client reads, in the slot of all others.
+const COPIED_KEY: &str = "{soak}copied";
 const LOOK: Duration = Duration::from_millis(3);
 
 pub(super) struct Plan {
@@ -113,16 +117,16 @@ impl Failovers<'_> {
         let (before, after) = (self.primary, 1 - self.primary);
         let (old, new) = (&self.watched.redis[before], &self.watched.redis[after]);
         let (conditions, clock) = (&self.simulation.conditions, &self.simulation.clock);
-        Self::await_copied(old);
+        await_copied(old);
         conditions.trouble.begin(kind, clock.now());
         if kind == STUBBORN {
             old.command(&["ACL", "SETUSER", "default", "-replicaof", "-slaveof"]);
         }
         let alone = self.simulation.all.write().unwrap();
-        Self::await_copied(old);
+        await_copied(old);
         conditions.failovers.begin(kind, clock.now());
         self.watched.fail_over_to(after);
-        self.simulation.move_to(new.socket());
+        self.simulation.switch_to(new.socket(), kind);
         self.primary = after;
         drop(alone);
         let over = Instant::now();
@@ -142,7 +146,8 @@ impl Failovers<'_> {
         conditions.failovers.end(clock.now());
         if kind == STUBBORN {
             self.simulation.wait(STUBBORN_TIME);
-            old.command(&["ACL", "SETUSER", "default", "+replicaof", "+slaveof"]);
+            // A sentinel may demote it before the reply.
+            let _: () = in_the_end(old, &["ACL", "SETUSER", "default", "+replicaof", "+slaveof"]);
             let port = self.watched.address(after).port().to_string();
             let _: () = in_the_end(old, &["REPLICAOF", "127.0.0.1", &port]);
         }
@@ -152,12 +157,20 @@ impl Failovers<'_> {
         assert!(copied.is_some(), "the old primary has no copy");
         Recovery { http, resp }
     }
+}
 
-    /// Waits until the replica has every write.
-    fn await_copied(primary: &RedisServer) {
-        let copied: u64 = in_the_end(primary, &["WAIT", "1", "5000"]);
-        assert_eq!(copied, 1, "the replica has not got everything");
-    }
+/// Waits until the replica has every write. `WAIT` is about the writes of its own connection, so it
+/// follows one; otherwise a replica that has just been synchronized and gets no writes yet counts.
+pub(super) fn await_copied(primary: &RedisServer) {
+    let (mut write, mut wait) = (cmd("SET"), cmd("WAIT"));
+    write.arg(COPIED_KEY).arg(0);
+    wait.arg(1).arg(5000);
+    let copied: u64 = eventually("redis-server answers", || {
+        let mut connection = connect(&primary.socket()).ok()?;
+        write.exec(&mut connection).ok()?;
+        wait.query(&mut connection).ok()
+    });
+    assert_eq!(copied, 1, "the replica has not got everything");
 }
 
 /// Returns the longest gap as a figure of the report.

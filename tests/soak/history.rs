@@ -4,7 +4,9 @@
 //! versions. A state begins between two moments: not before `earliest`, when its write was sent,
 //! and no later than `surely`, when Redis had acknowledged it. A write without acknowledgement has
 //! no `surely`: it may have happened or not, so it supersedes nothing. An expiry is an absence that
-//! begins in a window computed from its write.
+//! begins in a window computed from its write. At a switch the writers go on at the next primary,
+//! and the previous one keeps what it has. A value that was to expire then expires there, whatever
+//! the next primary has meanwhile.
 //!
 //! The rule: a state is recorded before Redis can know of it, and every doubt favours the proxy.
 //! One thread owns each history, so the order of states is the order in which Redis received them.
@@ -26,6 +28,8 @@ const TIDY: usize = 64;
 /// The number of digits of a version in a value, fixed so that it can be overwritten in place.
 const DIGITS: usize = 10;
 const STATES_TOLD: usize = 8;
+/// In the place of a command: the value has expired.
+const EXPIRY: &str = "expiry";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Content {
@@ -94,6 +98,16 @@ pub(super) enum Found {
     Nothing,
 }
 
+/// A value that was to expire when the writers went on at the next primary.
+struct Outlived {
+    switched: Moment,
+    /// The versions of the value, and of its expiry.
+    value: u64,
+    expiry: u64,
+    /// The moment before which it has not expired at the previous primary.
+    earliest: Moment,
+}
+
 /// The knowledge about a key before the next command.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Known {
@@ -112,6 +126,8 @@ pub(super) struct KeyHistory {
     /// Versions below this one are forgotten.
     pub(super) oldest: u64,
     uncertain: bool,
+    /// The value at the previous primary since the last switch, if it expires there.
+    outlived: Option<Outlived>,
     tidy_at: usize,
 }
 
@@ -124,6 +140,7 @@ impl KeyHistory {
             next: 0,
             oldest: 0,
             uncertain: false,
+            outlived: None,
             tidy_at: TIDY,
         };
         let begun = history.begin("nothing yet", Effect::Absence, Moment::ZERO);
@@ -169,7 +186,7 @@ impl KeyHistory {
         if let Effect::Expiring(life) | Effect::Retime(Some(life)) = effect {
             begun.life = Some(life);
             begun.expiry = Some(self.push(
-                "expiry",
+                EXPIRY,
                 Content::Absent,
                 (sent + life).saturating_sub(EXPIRY_EARLY),
             ));
@@ -206,6 +223,34 @@ impl KeyHistory {
             self.key,
             self.tell(self.next, Moment::MAX)
         );
+    }
+
+    /// Records that the writers go on at the next primary. No change is in flight then.
+    pub(super) fn switch(&mut self, now: Moment) {
+        let mut latest = self.states.iter().rev();
+        self.outlived = latest.next().zip(latest.next()).and_then(|(end, value)| {
+            let has_ended = end.surely.is_some_and(|surely| surely <= now);
+            let is_outlived = end.by == EXPIRY && !has_ended && !self.uncertain;
+            is_outlived.then_some(Outlived {
+                switched: now,
+                value: value.version,
+                expiry: end.version,
+                earliest: end.earliest,
+            })
+        });
+    }
+
+    /// Returns the versions of the value in the place of which a read between these moments may
+    /// have found nothing, and of its expiry: at the previous primary, where the value expired,
+    /// within this time after the switch.
+    pub(super) fn expired_at_previous(
+        &self,
+        (began, ended): (Moment, Moment),
+        bound: Duration,
+    ) -> Option<(u64, u64)> {
+        let Outlived { switched, value, expiry, earliest } = *self.outlived.as_ref()?;
+        let is_of_previous = switched <= ended && began <= switched + bound;
+        (is_of_previous && earliest <= ended).then_some((value, expiry))
     }
 
     /// Records that the fate of a change stays unknown.
@@ -263,7 +308,7 @@ impl KeyHistory {
 
     /// Turns a pending expiry into one that may never come, because a change is about to be sent.
     fn doubt_expiry(&mut self, sent: Moment) -> Option<u64> {
-        let last = self.states.back_mut().filter(|state| state.by == "expiry")?;
+        let last = self.states.back_mut().filter(|state| state.by == EXPIRY)?;
         if last.surely.is_some_and(|surely| surely <= sent) {
             return None;
         }

@@ -6,11 +6,17 @@
 //! must not have been superseded more than a bound before the read began. It must not be older than
 //! the versions that the same client saw before.
 //!
+//! After a switch of the primaries the proxy may read the previous one, until it knows of the next
+//! one: for the bound of peace. A value expires there as it was set before the switch, though the
+//! next primary has it without an end, or has another value. So an absence in that time may stand
+//! for that value too. No straight read, no later one, and no value without an end is excepted.
+//!
 //! The rule: a breach is a breach, whatever order the network and the threads chose.
 
 use std::fmt;
 use std::time::Duration;
 
+use super::conditions::BOUND_IN_PEACE;
 use super::history::{Content, KeyHistory, MEMORY, Moment, millis};
 
 pub(super) enum Answer {
@@ -33,6 +39,8 @@ pub(super) enum Demand {
     Usual,
     /// Nothing older than the request.
     Current,
+    /// The same, from Redis itself.
+    Straight,
 }
 
 /// A valid read.
@@ -76,6 +84,11 @@ pub(super) fn judge(
     seen: u64,
     bound: impl Fn(Moment, Moment) -> Duration,
 ) -> Result<Verdict, Breach> {
+    if let Some((value, expiry)) = expired_at_previous(history, read)
+        && seen <= expiry
+    {
+        return Ok(Verdict { version: value.max(seen), lag: None });
+    }
     let begun = candidates(history, read)?;
     let lag_of = |index: usize| {
         let since = history.superseded(index)?;
@@ -101,6 +114,12 @@ pub(super) fn judge(
         Some(version) => Ok(Verdict { version, lag: lag_of(*newest) }),
         None => Err(Breach::Backwards { version: history.states()[*newest].version, seen }),
     }
+}
+
+fn expired_at_previous(history: &KeyHistory, read: &Read) -> Option<(u64, u64)> {
+    let may_be = matches!(read.answer, Answer::Absent) && read.demand != Demand::Straight;
+    let moments = (read.began, read.ended);
+    history.expired_at_previous(moments, BOUND_IN_PEACE).filter(|_| may_be)
 }
 
 /// Returns the states that the reply may stand for and that had begun, the oldest first; at least
@@ -316,6 +335,76 @@ mod tests {
             Err(Breach::TooOld { .. })
         ));
         assert!(read(&history, Answer::Absent, 9000, 0).is_ok());
+    }
+
+    /// Returns a key with a value that ends between 1,500 and 1,515 ms, where the writers go on at
+    /// the next primary at 1,400 ms.
+    fn switched(effect: Effect) -> (KeyHistory, Begun) {
+        let (mut history, _) = written();
+        let last = write(&mut history, effect, 1000, 1010);
+        history.switch(ms(1400));
+        (history, last)
+    }
+
+    const EXPIRING: Effect = Effect::Expiring(ms(500));
+
+    #[test]
+    fn value_expires_at_the_previous_primary_too() {
+        for effect in [Effect::Value, Effect::Retime(None)] {
+            let (mut history, expiring) = switched(EXPIRING);
+            write(&mut history, effect, 1410, 1411);
+            let absent = |began| read(&history, Answer::Absent, began, 0);
+            let verdict = Verdict { version: expiring.version, lag: None };
+            assert_eq!(absent(1520), Ok(verdict), "{effect:?}");
+            assert!(absent(1400 + 250).is_ok());
+            assert!(absent(1400 + 251).is_err(), "after the bound");
+            assert!(absent(1490).is_err(), "before its end");
+        }
+    }
+
+    #[test]
+    fn absence_without_an_end_at_the_switch_is_a_breach() {
+        let absent = |history: &KeyHistory| read(history, Answer::Absent, 1520, 0);
+        let (mut history, _) = switched(Effect::Value);
+        write(&mut history, Effect::Value, 1410, 1411);
+        assert!(absent(&history).is_err(), "it had no end");
+        let (mut history, _) = written();
+        write(&mut history, EXPIRING, 1000, 1010);
+        write(&mut history, Effect::Retime(None), 1390, 1391);
+        history.switch(ms(1400));
+        assert!(absent(&history).is_err(), "it was persisted before");
+        let (mut history, _) = written();
+        write(&mut history, EXPIRING, 1000, 1010);
+        write(&mut history, Effect::Value, 1410, 1411);
+        assert!(absent(&history).is_err(), "no failover");
+    }
+
+    #[test]
+    fn client_leaves_the_previous_primary_once() {
+        let (mut history, expiring) = switched(EXPIRING);
+        let next = write(&mut history, Effect::Value, 1410, 1411);
+        let absent = |seen| read(&history, Answer::Absent, 1520, seen);
+        assert!(absent(expiring.version).is_ok());
+        assert!(absent(next.version).is_err(), "it has seen the next primary");
+    }
+
+    #[test]
+    fn straight_read_is_never_of_the_previous_primary() {
+        let (mut history, _) = switched(EXPIRING);
+        write(&mut history, Effect::Value, 1410, 1411);
+        let demand = Demand::Straight;
+        let (began, ended, answer) = (ms(1520), ms(1521), Answer::Absent);
+        let read = Read { began, ended, answer, outcome: "straight", demand };
+        assert!(judge(&history, &read, 0, |_, _| Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn persisted_value_may_follow_its_expiry() {
+        let (mut history, expiring) = switched(EXPIRING);
+        write(&mut history, Effect::Retime(None), 1410, 1411);
+        let version = read(&history, Answer::Absent, 1520, 0).map(|verdict| verdict.version);
+        assert_eq!(version, Ok(expiring.version));
+        assert!(read(&history, value(&expiring.text), 1530, expiring.version).is_ok());
     }
 
     #[test]

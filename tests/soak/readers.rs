@@ -106,7 +106,7 @@ pub(super) fn wander(simulation: &Simulation, addresses: &[SocketAddr]) -> Tally
 fn question(key: &str, demand: Demand) -> Vec<u8> {
     match demand {
         Demand::Usual => request(key),
-        Demand::Current => {
+        Demand::Current | Demand::Straight => {
             let path = key_path(key.as_bytes());
             format!("GET {path} HTTP/1.1\r\nHost: x\r\nCache-Control: no-cache\r\n\r\n")
                 .into_bytes()
@@ -206,7 +206,9 @@ pub(super) fn verdict(
 ) -> Result<Verdict, Breach> {
     let bound = |from, to| match read.demand {
         Demand::Usual => simulation.conditions.bound(from, to),
-        Demand::Current => simulation.conditions.bound_of_current(read.began, read.ended),
+        Demand::Current | Demand::Straight => {
+            simulation.conditions.bound_of_current(read.began, read.ended)
+        }
     };
     let judge = || judge(&simulation.keys[key].lock().unwrap(), read, seen, bound);
     judge().or_else(|_| {
@@ -257,7 +259,7 @@ pub(super) fn check_straight(simulation: &Simulation, key: usize, began: Moment,
         ended: simulation.clock.now(),
         answer,
         outcome: "straight",
-        demand: Demand::Current,
+        demand: Demand::Straight,
     };
     simulation.record.read(&Seen {
         client: "straight reader",

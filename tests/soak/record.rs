@@ -64,11 +64,13 @@ pub(super) enum Kind {
     Fault,
     /// A period in which another Redis becomes the primary.
     Failover,
+    /// The moment from which the writers that are straight at Redis use another primary.
+    Switch,
     /// A period in which `cache.stale_if_error` is set.
     Grace,
 }
 
-/// The demand of a read.
+/// The way of a read, and of a write.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum How {
@@ -78,6 +80,8 @@ pub(super) enum How {
     Current,
     /// Straight from Redis.
     Direct,
+    /// A write through the proxy.
+    Proxied,
 }
 
 /// A line but the first.
@@ -172,7 +176,7 @@ impl Record {
         });
     }
 
-    /// Records a write of one value to a key of the client's own.
+    /// Records a write of one value through the proxy to a key of the client's own.
     pub(super) fn own_write(
         &self,
         client: &str,
@@ -183,6 +187,7 @@ impl Record {
         self.append(&Line {
             key: Some(key.to_owned()),
             value: Some(shown(value.as_bytes())),
+            how: Some(How::Proxied),
             ..Line::new(client, Kind::Write, micros(sent), acknowledged.map(micros))
         });
     }
@@ -221,6 +226,7 @@ impl Record {
         for (op, periods) in [
             (Kind::Fault, &conditions.trouble),
             (Kind::Failover, &conditions.failovers),
+            (Kind::Switch, &conditions.switches),
             (Kind::Grace, &conditions.grace),
         ] {
             periods.each(|name, from, until| {

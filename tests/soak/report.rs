@@ -17,9 +17,6 @@ use super::simulation::Simulation;
 /// Ages are counted by the millisecond up to this one.
 const MOST_MILLIS: usize = 5000;
 
-/// The number of violations in the report; one cause often makes many.
-const MOST_TOLD: usize = 3;
-
 /// The age of values when read: the share of reads by age, exact to a millisecond, and the maximum.
 pub(super) struct Lags {
     counts: Vec<u64>,
@@ -221,7 +218,7 @@ impl Report {
             self.figures.iter().map(|(name, value)| format!("{name} {value}")).collect();
         _ = writeln!(text, "  the proxy   {}", figures.join(", "));
         text.push_str(&self.judgement.text());
-        for violation in self.violations.iter().take(MOST_TOLD) {
+        for violation in &self.violations {
             _ = writeln!(text, "\n{violation}");
         }
         if !self.violations.is_empty() || self.judgement.not_accepted() > 0 {

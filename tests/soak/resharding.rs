@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use redis::Value;
 
-use super::failover::{READY, SETTLED, gap, look_for_gaps};
+use super::failover::{READY, SETTLED, await_copied, gap, look_for_gaps};
 use super::faults::{answers_clients, compare_all};
 use super::report::{Recovery, Report};
 use super::resource_leaks::ResourceUse;
@@ -154,9 +154,7 @@ impl Changes<'_> {
         let (conditions, clock) = (&self.simulation.conditions, &self.simulation.clock);
         conditions.trouble.begin(kind, clock.now());
         let alone = self.simulation.all.write().unwrap();
-        let copied: u64 =
-            try_query(&self.cluster.nodes[before], &["WAIT", "1", "5000"]).expect("WAIT");
-        assert_eq!(copied, 1, "the replica has not got everything");
+        await_copied(&self.cluster.nodes[before]);
         conditions.failovers.begin(kind, clock.now());
         if kind == KILL {
             self.cluster.nodes[before].stop();

@@ -31,8 +31,8 @@ use crate::support::redis_server;
 pub(super) const KEYS: usize = 300;
 /// The number of all histories.
 pub(super) const HISTORIES: usize = KEYS + COLLECTIONS;
-/// The number of violations that ends a soak.
-const MOST_VIOLATIONS: usize = 20;
+/// The number of violations that ends a soak. All of them are reported.
+const MOST_VIOLATIONS: usize = 50;
 const LOOK: Duration = Duration::from_millis(20);
 const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 /// The prefix of the keys with a history, and that of the own keys of Redis clients.
@@ -83,6 +83,15 @@ impl Simulation {
     pub(super) fn move_to(&self, socket: PathBuf) {
         *self.socket.lock().unwrap() = socket;
         self.moves.fetch_add(1, SeqCst);
+    }
+
+    /// Moves the writers to the next primary, while the proxy may still read the previous one; the
+    /// caller holds `all` alone.
+    pub(super) fn switch_to(&self, socket: PathBuf, kind: &'static str) {
+        let now = self.clock.now();
+        self.conditions.switches.add(kind, now, now);
+        self.keys.iter().for_each(|key| key.lock().unwrap().switch(now));
+        self.move_to(socket);
     }
 
     pub(super) fn moves(&self) -> u64 {

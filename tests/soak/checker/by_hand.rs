@@ -41,6 +41,24 @@ impl History {
         self.with(Line { value, ..Line::new(client, Kind::Write, call, Some(returned)) })
     }
 
+    /// A write through the proxy.
+    pub(crate) fn proxied(self, client: &str, value: &str, call: i64, returned: i64) -> Self {
+        let (value, how) = (Some(value.to_owned()), Some(How::Proxied));
+        self.with(Line { value, how, ..Line::new(client, Kind::Write, call, Some(returned)) })
+    }
+
+    /// The change to another end, which found a value.
+    pub(crate) fn expire(self, client: &str, ttl: i64, call: i64, returned: i64) -> Self {
+        let (ttl, found) = (Some(ttl), Some(true));
+        self.with(Line { ttl, found, ..Line::new(client, Kind::Expire, call, Some(returned)) })
+    }
+
+    /// The change to no end, which found a value.
+    pub(crate) fn persist(self, client: &str, call: i64, returned: i64) -> Self {
+        let found = Some(true);
+        self.with(Line { found, ..Line::new(client, Kind::Persist, call, Some(returned)) })
+    }
+
     /// A write whose outcome is unknown.
     pub(crate) fn unknown(self, client: &str, value: &str, call: i64) -> Self {
         let value = Some(value.to_owned());
@@ -111,6 +129,10 @@ impl History {
         self.read(client, Some(value), (How::Direct, None), (call, returned))
     }
 
+    pub(crate) fn direct_absence(self, client: &str, call: i64, returned: i64) -> Self {
+        self.read(client, None, (How::Direct, None), (call, returned))
+    }
+
     /// A period, by its name in the format.
     pub(crate) fn period(self, op: &str, from: i64, until: i64) -> Self {
         let op = match op {
@@ -119,6 +141,11 @@ impl History {
             _ => Kind::Grace,
         };
         self.with(Line::new("adversary", op, from, Some(until)))
+    }
+
+    /// The moment from which the writers use another primary.
+    pub(crate) fn switch(self, moment: i64) -> Self {
+        self.with(Line::new("adversary", Kind::Switch, moment, Some(moment)))
     }
 
     pub(crate) fn ttl_mode(self, ttl: i64) -> Self {

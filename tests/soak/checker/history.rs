@@ -36,6 +36,8 @@ pub(crate) struct Terms {
     faults: Vec<(i64, i64)>,
     failovers: Vec<(i64, i64)>,
     graces: Vec<(i64, i64)>,
+    /// The moments in which the writers went on at another primary, in order.
+    switches: Vec<i64>,
 }
 
 pub(crate) struct Key {
@@ -54,6 +56,8 @@ pub(crate) struct Timed {
     /// The place in the order of the session.
     pub(crate) place: u32,
     pub(crate) window: (i64, i64),
+    /// The number of the switch at which the change may be lost.
+    pub(crate) switch: Option<u32>,
 }
 
 pub(crate) struct Read {
@@ -64,6 +68,8 @@ pub(crate) struct Read {
     /// Whether the previous operation of the session was an acknowledged change.
     follows_change: bool,
     stale: Option<bool>,
+    /// The number of the switch before which the primary was that the read may be of.
+    pub(crate) switch: Option<u32>,
     pub(crate) call: i64,
     pub(crate) returned: i64,
 }
@@ -98,7 +104,9 @@ impl Key {
         &self,
         (from, until): (i64, i64),
     ) -> impl Iterator<Item = &Timed> + Clone {
-        let is_before = |timed: &&Timed| timed.is_unconditional() && timed.window.1 < from;
+        let is_before = |timed: &&Timed| {
+            timed.is_unconditional() && timed.switch.is_none() && timed.window.1 < from
+        };
         let last = self.changes.iter().filter(is_before).map(|timed| timed.window.0).max();
         let first = last.unwrap_or(i64::MIN);
         self.changes.iter().filter(move |timed| timed.window.1 >= first && timed.window.0 <= until)
@@ -120,6 +128,29 @@ impl Terms {
         let is_late = overlaps(&self.faults, read.call - push, read.call);
         let age = ttl.map_or(if is_late { lease } else { push }, |ttl| ttl + push);
         Some(read.call - age)
+    }
+
+    /// Returns the moment of a switch.
+    pub(crate) fn switched(&self, number: u32) -> i64 {
+        self.switches[number as usize]
+    }
+
+    /// Returns the last switch before a moment.
+    pub(crate) fn last_switch(&self, until: i64) -> Option<i64> {
+        self.switches.iter().copied().filter(|moment| *moment <= until).max()
+    }
+
+    /// Returns the number of the switch behind which the proxy may not have known the next primary
+    /// yet at this time.
+    fn switch_within(&self, (from, until): (i64, i64)) -> Option<u32> {
+        let number = self.switches.partition_point(|moment| self.is_known(*moment) < from);
+        let has_come = self.switches.get(number).is_some_and(|moment| *moment <= until);
+        has_come.then_some(u32::try_from(number).expect("a number of switches"))
+    }
+
+    /// Returns the moment in which the proxy knows of the primary to which a switch led.
+    fn is_known(&self, switched: i64) -> i64 {
+        switched.saturating_add(self.claims.push)
     }
 
     fn may_be_stale(&self, read: &Read) -> bool {
@@ -149,16 +180,19 @@ impl History {
     pub(crate) fn of(claims: Claims, lines: impl Iterator<Item = Line>) -> Self {
         let mut builder = Builder::default();
         let (mut faults, mut failovers, mut graces) = (Vec::new(), Vec::new(), Vec::new());
+        let mut switches = Vec::new();
         for line in lines {
             let period = (line.call, line.returned.unwrap_or(NEVER));
             match line.op {
                 Kind::Fault => faults.push(period),
                 Kind::Failover => failovers.push(period),
                 Kind::Grace => graces.push(period),
+                Kind::Switch => switches.push(line.call),
                 _ => builder.add(line),
             }
         }
-        builder.finish(Terms { claims, faults, failovers, graces })
+        switches.sort_unstable();
+        builder.finish(Terms { claims, faults, failovers, graces, switches })
     }
 }
 
@@ -194,6 +228,8 @@ struct Raw {
     session: u32,
     place: u32,
     window: (i64, i64),
+    /// Whether it was sent through the proxy.
+    is_proxied: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -209,7 +245,8 @@ impl Builder {
         let window = (line.call, line.returned.unwrap_or(NEVER));
         let (session, place, follows_change) = self.place(&line);
         let name = line.key.expect("a key");
-        let raw = |what| Raw { what, ttl: line.ttl, session, place, window };
+        let is_proxied = line.how == Some(How::Proxied);
+        let raw = |what| Raw { what, ttl: line.ttl, session, place, window, is_proxied };
         if let Some(prefix) = name.strip_suffix('*') {
             return self.removals.push((prefix.to_owned(), raw(What::Remove)));
         }
@@ -227,6 +264,7 @@ impl Builder {
                     how,
                     follows_change,
                     stale,
+                    switch: None,
                     call,
                     returned,
                 });
@@ -253,7 +291,7 @@ impl Builder {
             let of_key = self.removals.iter().filter(|(prefix, _)| name.starts_with(prefix));
             parts.remove(of_key.map(|(_, raw)| *raw));
         }
-        let keys = self.keys.into_iter().map(|(name, parts)| parts.finish(name)).collect();
+        let keys = self.keys.into_iter().map(|(name, parts)| parts.finish(name, &terms)).collect();
         let mut sessions = vec![String::new(); self.sessions.len()];
         for (name, session) in self.sessions {
             sessions[session.number as usize] = name;
@@ -272,8 +310,25 @@ impl Parts {
         self.changes.extend(removals.filter(|raw| end(raw) >= first && raw.window.0 <= last));
     }
 
-    fn finish(mut self, name: String) -> Key {
+    /// Returns the switch at which a change may be lost. It is not lost if the next primary shows
+    /// it: to any read that is sent too late for the previous one, or to a straight read.
+    fn switch(&self, raw: &Raw, terms: &Terms) -> Option<u32> {
+        let What::Put(value) = raw.what else { return None };
+        let number = terms.switch_within(raw.window).filter(|_| raw.is_proxied)?;
+        let switched = terms.switched(number);
+        let is_of_next = |read: &Read| {
+            let from = if read.how == How::Direct { switched } else { terms.is_known(switched) };
+            read.call > from
+        };
+        let shows = |read: &Read| read.value == Some(value) && is_of_next(read);
+        (!self.reads.iter().any(shows)).then_some(number)
+    }
+
+    fn finish(mut self, name: String, terms: &Terms) -> Key {
         self.changes.sort_by_key(|raw| raw.window.0);
+        for read in self.reads.iter_mut().filter(|read| read.how != How::Direct) {
+            read.switch = terms.switch_within((read.call, read.returned));
+        }
         let mut changes = Vec::new();
         let mut sent = HashMap::new();
         for (number, raw) in (1..).zip(&self.changes) {
@@ -283,8 +338,8 @@ impl Parts {
                 What::Remove => Change::Remove { number },
                 What::Retime(found) => Change::Retime { number, ends, found },
             };
-            let Raw { session, place, window, .. } = *raw;
-            changes.push(Timed { change, session, place, window });
+            let (Raw { session, place, window, .. }, switch) = (*raw, self.switch(raw, terms));
+            changes.push(Timed { change, session, place, window, switch });
             if let What::Put(value) = raw.what {
                 sent.entry(value).or_insert(window.0);
             }
@@ -292,7 +347,8 @@ impl Parts {
                 let end = window.1.saturating_add(ttl + END_LATE);
                 let window = (window.0 + ttl - END_EARLY, end);
                 let change = Change::End { of: number };
-                changes.push(Timed { change, session: NO_SESSION, place: 0, window });
+                let (session, place, switch) = (NO_SESSION, 0, None);
+                changes.push(Timed { change, session, place, window, switch });
             }
         }
         let mut values = vec![String::new(); self.values.len()];
@@ -306,7 +362,7 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::by_hand::History as Lines;
+    use crate::checker::by_hand::{History as Lines, PUSH};
 
     fn key(lines: Lines) -> Key {
         lines.parsed().keys.pop().expect("a key")
@@ -321,6 +377,35 @@ mod tests {
         assert_eq!(changes[0], (put, (10, 20)));
         assert_eq!(changes[1], (Change::End { of: 1 }, (48_010, 55_020)));
         assert_eq!(changes[2], (Change::Remove { number: 2 }, (30, 40)));
+    }
+
+    #[test]
+    fn only_what_a_failover_may_lose_has_its_switch() {
+        let lines = || Lines::default().proxied("c", "1", 10, 20).switch(1000);
+        let known = 1000 + PUSH;
+        let switch = |lines: Lines| key(lines).changes.last().expect("a change").switch;
+        assert_eq!(switch(lines()), None, "before the switch");
+        assert_eq!(switch(lines().proxied("c", "2", 990, 1001)), Some(0));
+        assert_eq!(switch(lines().proxied("c", "2", known, known + 9)), Some(0));
+        assert_eq!(switch(lines().proxied("c", "2", known + 1, known + 9)), None, "too late");
+        assert_eq!(switch(lines().write("w", "2", 1001, 1009)), None, "straight");
+        let lost = || lines().proxied("c", "2", 1001, 1009).cached("r", "2", known, known + 9);
+        assert_eq!(switch(lost()), Some(0));
+        let late = lost().cached("s", "2", known + 1, known + 9);
+        assert_eq!(switch(late), None, "a later read shows it");
+        let straight = lost().direct("s", "2", 1010, 1019);
+        assert_eq!(switch(straight), None, "the next primary has it");
+    }
+
+    #[test]
+    fn only_a_read_within_a_push_has_its_switch() {
+        let lines = || Lines::default().write("w", "1", 10, 20).switch(1000).switch(2_000_000);
+        let switch = |lines: Lines| key(lines).reads.pop().expect("a read").switch;
+        let at = |call| switch(lines().cached("r", "1", call, call + 9));
+        assert_eq!([at(990), at(991), at(1000 + PUSH)], [None, Some(0), Some(0)]);
+        assert_eq!([at(1001 + PUSH), at(2_000_000), at(2_000_001 + PUSH)], [None, Some(1), None]);
+        assert_eq!(switch(lines().current("r", "1", 1001, 1009)), Some(0));
+        assert_eq!(switch(lines().direct("r", "1", 1001, 1009)), None, "straight");
     }
 
     #[test]

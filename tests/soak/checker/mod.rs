@@ -31,8 +31,8 @@ pub(super) mod history;
 
 /// The longest time for one history.
 const LIMIT: Duration = Duration::from_secs(10);
-/// The number of findings of each model in a report; one cause often makes many.
-const MOST_TOLD: usize = 2;
+/// The number of findings of each model in a report, so that all can be read.
+const MOST_TOLD: usize = 50;
 /// The number of changes in a finding.
 const CHANGES_TOLD: usize = 6;
 const HARNESS: &str = "the harness is wrong: ";
@@ -158,7 +158,11 @@ fn tell<P: Promise>(history: &History, key: &Key, part: Vec<Operation<P>>) -> St
             i64::MAX => "unknown".to_owned(),
             until => until.to_string(),
         };
-        _ = writeln!(text, "  {:?} from {} to {until}", timed.change, timed.window.0);
+        let lost = if timed.switch.is_some() { ", unless a failover lost it" } else { "" };
+        _ = writeln!(text, "  {:?} from {} to {until}{lost}", timed.change, timed.window.0);
+    }
+    if let Some(switched) = history.terms.last_switch(read.returned) {
+        _ = writeln!(text, "  the last failover before it led to another primary at {switched}");
     }
     text
 }

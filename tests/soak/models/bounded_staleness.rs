@@ -4,12 +4,12 @@
 //! Model: the register of linearizability, but the window of a read begins that much before its
 //! request. While `cache.stale_if_error` is set and a fault is in force, a reply that is marked as
 //! stale has no such bound. It must have been a value of the key all the same. Replies to Redis
-//! clients have no mark, so they may be stale then.
+//! clients have no mark, so they may be stale then. What the [previous primary](super::primaries)
+//! has counts within a push after a switch. A write that a failover loses supersedes nothing.
 
 use porcupine_rs::{Model, Operation};
 
-use super::linearizable::{Linearizable, Op};
-use super::register::Register;
+use super::primaries::{Op, Primaries};
 use super::{Promise, histories};
 use crate::checker::history::{Key, Terms};
 
@@ -21,16 +21,17 @@ const DEALT: usize = 6;
 pub(crate) struct BoundedStaleness;
 
 impl Model for BoundedStaleness {
-    type State = Register;
+    type State = Primaries;
     type Op = Op;
     type Metadata = usize;
 
-    fn init() -> Register {
-        Register::default()
+    fn init() -> Primaries {
+        Primaries::default()
     }
 
-    fn step(state: &Register, op: &Op) -> (bool, Register) {
-        Linearizable::step(state, op)
+    fn step(state: &Primaries, op: &Op) -> (bool, Primaries) {
+        let next = state.after(*op);
+        (next.is_some(), next.unwrap_or_default())
     }
 }
 
@@ -41,7 +42,7 @@ impl Promise for BoundedStaleness {
         let cached = key.reads.iter().enumerate().filter(|(_, read)| !read.must_be_current());
         // Each key is absent at first, so a stale absence is always possible.
         let reads = cached.map(|(index, read)| (index, terms.oldest(read).unwrap_or(0)));
-        histories(key, reads, DEALT, (Op::Read, Op::Change))
+        histories(key, terms, reads, DEALT)
     }
 }
 
@@ -121,5 +122,31 @@ mod tests {
         let read = |call| history.clone().cached("r", "1", call, call + 10);
         assert!(accepts::<BoundedStaleness>(read(700_000)));
         assert!(!accepts::<BoundedStaleness>(read(800_000)));
+    }
+
+    #[test]
+    fn value_may_be_gone_at_the_previous_primary() {
+        let written = History::default().write("w", "0", 0, 10).write("w", "1", 20, 30);
+        let switched = written.expire("w", 1_500_000, 1_000_000, 1_000_010).switch(2_400_000);
+        let persisted = switched.persist("w", 2_450_000, 2_450_010);
+        let fault = persisted.period("fault", 2_300_000, 2_900_000);
+        let absent = |call| fault.clone().cached_absence("r", call, call + 10);
+        assert!(accepts::<BoundedStaleness>(absent(2_510_000)));
+        assert!(accepts::<BoundedStaleness>(absent(2_400_000 + PUSH)));
+        assert!(!accepts::<BoundedStaleness>(absent(2_400_001 + PUSH)), "the lease does not count");
+    }
+
+    #[test]
+    fn lost_write_may_stay_unseen_for_ever() {
+        let read = |history: History| history.cached("r", "1", 9_000_000, 9_000_010);
+        let history = || History::default().proxied("c", "1", 0, 10);
+        let lost = |history: History| history.proxied("c", "2", 450_000, 450_010);
+        assert!(accepts::<BoundedStaleness>(read(lost(history().switch(400_000)))));
+        assert!(!accepts::<BoundedStaleness>(read(lost(history()))), "no failover");
+        assert!(!accepts::<BoundedStaleness>(read(lost(history()).switch(460_000))), "before it");
+        let survived = lost(history().switch(400_000)).direct("s", "2", 8_000_000, 8_000_010);
+        assert!(!accepts::<BoundedStaleness>(read(survived)), "it was not lost");
+        let straight = history().switch(400_000).write("w", "2", 450_000, 450_010);
+        assert!(!accepts::<BoundedStaleness>(read(straight)), "straight at the next primary");
     }
 }

@@ -2,37 +2,29 @@
 //!
 //! Model: a register for each key. Such a read takes effect between its request and its reply, like
 //! the reads straight from Redis, which show that the record itself is right. In a failover the
-//! proxy has to learn of the new primary first, so a `no-cache` read may be as old as a push.
+//! proxy has to learn of the new primary first, so a `no-cache` read may be as old as a push. It
+//! may be of the [previous primary](super::primaries) then, where a time to live ends by itself.
 
 use porcupine_rs::{Model, Operation};
 
-use super::register::{Change, Register};
+use super::primaries::{Op, Primaries};
 use super::{Promise, histories};
 use crate::checker::history::{Key, Terms};
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Op {
-    Change(Change),
-    Read(Option<u32>),
-}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Linearizable;
 
 impl Model for Linearizable {
-    type State = Register;
+    type State = Primaries;
     type Op = Op;
     type Metadata = usize;
 
-    fn init() -> Register {
-        Register::default()
+    fn init() -> Primaries {
+        Primaries::default()
     }
 
-    fn step(state: &Register, op: &Op) -> (bool, Register) {
-        let next = match op {
-            Op::Change(change) => state.after(*change),
-            Op::Read(value) => (state.value == *value).then(|| state.clone()),
-        };
+    fn step(state: &Primaries, op: &Op) -> (bool, Primaries) {
+        let next = state.after(*op);
         (next.is_some(), next.unwrap_or_default())
     }
 }
@@ -43,14 +35,14 @@ impl Promise for Linearizable {
     fn histories(key: &Key, terms: &Terms) -> Vec<Vec<Operation<Self>>> {
         let current = key.reads.iter().enumerate().filter(|(_, read)| read.must_be_current());
         let reads = current.map(|(index, read)| (index, terms.oldest(read).unwrap_or(read.call)));
-        histories(key, reads, 1, (Op::Read, Op::Change))
+        histories(key, terms, reads, 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::by_hand::{History, accepts};
+    use crate::checker::by_hand::{History, PUSH, accepts};
 
     #[test]
     fn current_read_of_the_old_value_is_rejected() {
@@ -113,5 +105,45 @@ mod tests {
         assert!(accepts::<Linearizable>(read(200_000).period("failover", 100, 300_000)));
         assert!(!accepts::<Linearizable>(read(200_000).period("fault", 100, 300_000)));
         assert!(!accepts::<Linearizable>(read(280_000).period("failover", 100, 300_000)));
+    }
+
+    /// A value that ends from 498 ms on, and is replaced behind a switch at 400 ms.
+    fn switched() -> History {
+        let history = History::default().expiring("w", "1", 500_000, 0, 10).switch(400_000);
+        history.period("failover", 300_000, 900_000)
+    }
+
+    #[test]
+    fn value_may_be_gone_at_the_previous_primary() {
+        let replaced = || switched().write("w", "2", 450_000, 450_010);
+        let persisted = || switched().persist("w", 450_000, 450_010);
+        for history in [replaced, persisted] {
+            let absent = |call, returned| {
+                accepts::<Linearizable>(history().current_absence("r", call, returned))
+            };
+            assert!(absent(510_000, 510_010));
+            assert!(absent(400_000 + PUSH, 660_000));
+            assert!(!absent(400_001 + PUSH, 660_000), "after the bound");
+            assert!(!absent(496_000, 497_000), "before its end");
+            let straight = history().direct_absence("s", 510_000, 510_010);
+            assert!(!accepts::<Linearizable>(straight));
+        }
+    }
+
+    #[test]
+    fn value_without_an_end_is_not_gone_in_a_failover() {
+        let failover = |history: History| history.period("failover", 300_000, 900_000);
+        let absent = |history: History| {
+            accepts::<Linearizable>(failover(history).current_absence("r", 510_000, 510_010))
+        };
+        let plain = History::default().write("w", "1", 0, 10).switch(400_000);
+        assert!(!absent(plain.write("w", "2", 450_000, 450_010)), "it had no end");
+        let expiring = || History::default().expiring("w", "1", 500_000, 0, 10);
+        let before = expiring().persist("w", 390_000, 390_010).switch(400_000);
+        assert!(!absent(before), "persisted before the switch");
+        assert!(!absent(expiring().persist("w", 450_000, 450_010)), "no switch");
+        let behind = History::default().write("w", "1", 0, 10).switch(400_000);
+        let behind = behind.expiring("w", "2", 50_000, 410_000, 410_010);
+        assert!(!absent(behind.persist("w", 440_000, 440_010)), "an end set at the next primary");
     }
 }

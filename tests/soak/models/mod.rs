@@ -9,14 +9,17 @@
 //!
 //! The rule: a model states what the documents promise, no more and no less.
 
+use std::collections::BTreeSet;
+
 use porcupine_rs::{Model, Operation};
 
-use self::register::Change;
+use self::primaries::Op;
 use super::checker::history::{Key, Read, Terms};
 
 pub(super) mod bounded_staleness;
 pub(super) mod linearizable;
 pub(super) mod monotonic_reads;
+pub(super) mod primaries;
 pub(super) mod read_your_writes;
 pub(super) mod register;
 
@@ -33,31 +36,57 @@ pub(super) trait Promise: Model<Metadata = usize> {
 
 /// Returns the histories of reads that no session orders. Each is given by its index and the
 /// beginning of its window. Consecutive reads are dealt out to this number of histories.
-fn histories<M: Promise>(
+fn histories<M: Promise<Op = Op>>(
     key: &Key,
+    terms: &Terms,
     reads: impl Iterator<Item = (usize, i64)>,
     dealt: usize,
-    (read_op, change_op): (impl Fn(Option<u32>) -> M::Op, impl Fn(Change) -> M::Op),
 ) -> Vec<Vec<Operation<M>>> {
     let mut reads: Vec<_> = reads
         .map(|(index, from)| {
-            let read = &key.reads[index];
-            operation::<M>(read_op(read.value), window(key, read, from), Some(index))
+            let Read { value, switch, .. } = key.reads[index];
+            let window = window(key, &key.reads[index], from);
+            operation::<M>(Op::Read { value, switch }, window, Some(index))
         })
         .collect();
     reads.sort_by_key(|read| read.call_time);
     let part = |reads: Vec<Operation<M>>| {
         let first = reads.first()?.call_time;
         let last = reads.iter().map(|read| read.return_time).max()?;
-        let changes = key.changes_within((first, last));
-        let changes = changes.map(|timed| operation(change_op(timed.change), timed.window, None));
-        Some(changes.chain(reads).collect())
+        let switches = reads.iter().filter_map(|read| key.reads[read.metadata?].switch);
+        let mut operations = changes(key, terms, (first, last), switches.collect(), |op| op);
+        operations.extend(reads);
+        Some(operations)
     };
     let deal = |block: &[Operation<M>]| {
         let hand = |first| part(block.iter().skip(first).step_by(dealt).cloned().collect());
         (0..dealt).filter_map(hand).collect::<Vec<_>>()
     };
     reads.chunks(PART * dealt).flat_map(deal).collect()
+}
+
+/// Returns the changes that reads within these moments can show, and the switches of the reads and
+/// of the changes.
+fn changes<M: Promise>(
+    key: &Key,
+    terms: &Terms,
+    (from, until): (i64, i64),
+    mut switches: BTreeSet<u32>,
+    op: impl Fn(Op) -> M::Op,
+) -> Vec<Operation<M>> {
+    let moment = |number: &u32| terms.switched(*number);
+    // The previous primary goes on with what was there at the switch.
+    let from = switches.iter().map(moment).fold(from, i64::min);
+    let mut operations = Vec::new();
+    for timed in key.changes_within((from, until)) {
+        let (change, switch) = (timed.change, timed.switch);
+        switches.extend(switch);
+        operations.push(operation(op(Op::Change { change, switch }), timed.window, None));
+    }
+    let switch = |number| (op(Op::Switch(number)), terms.switched(number));
+    let switches = switches.into_iter().map(switch);
+    operations.extend(switches.map(|(op, moment)| operation(op, (moment, moment), None)));
+    operations
 }
 
 /// Returns an operation of a model; only reads have an index.

@@ -2,25 +2,26 @@
 //!
 //! Model: the register, and the number of reads of one session so far. The reads take effect in the
 //! order of the session, each within its allowed age. So two reads that are both young enough are
-//! still rejected if the second shows an earlier state. Stale replies that
-//! `cache.stale_if_error` allows are left out.
+//! still rejected if the second shows an earlier state. Stale replies that `cache.stale_if_error`
+//! allows are left out. A session may see a write that a failover then loses, and the older value
+//! once it sees the next primary.
 
 use std::collections::BTreeMap;
 
 use porcupine_rs::{Model, Operation};
 
-use super::register::{Change, Register};
-use super::{PART, Promise, operation, window};
+use super::primaries::{self, Primaries};
+use super::{PART, Promise, changes, operation, window};
 use crate::checker::history::{Key, Read, Terms};
 use crate::record::How;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    Change(Change),
+    Other(primaries::Op),
     /// The read with this place in the order of the session.
     Read {
         place: u32,
-        value: Option<u32>,
+        read: primaries::Op,
     },
 }
 
@@ -28,7 +29,7 @@ pub(crate) enum Op {
 pub(crate) struct MonotonicReads;
 
 impl Model for MonotonicReads {
-    type State = (Register, u32);
+    type State = (Primaries, u32);
     type Op = Op;
     type Metadata = usize;
 
@@ -36,12 +37,11 @@ impl Model for MonotonicReads {
         Self::State::default()
     }
 
-    fn step((register, read): &Self::State, op: &Op) -> (bool, Self::State) {
+    fn step((state, reads): &Self::State, op: &Op) -> (bool, Self::State) {
         let next = match op {
-            Op::Change(change) => register.after(*change).map(|register| (register, *read)),
-            Op::Read { place, value } => {
-                (place == read && register.value == *value).then(|| (register.clone(), read + 1))
-            }
+            Op::Other(op) => state.after_in_session(*op).map(|state| (state, *reads)),
+            Op::Read { place, .. } if place != reads => None,
+            Op::Read { read, .. } => state.after_in_session(*read).map(|state| (state, reads + 1)),
         };
         (next.is_some(), next.unwrap_or_default())
     }
@@ -58,12 +58,16 @@ impl Promise for MonotonicReads {
             }
         }
         let several = sessions.into_values().filter(|reads| reads.len() > 1);
-        several.flat_map(|reads| of_session(key, &reads)).collect()
+        several.flat_map(|reads| of_session(key, terms, &reads)).collect()
     }
 }
 
 /// Returns the parts of a session. Each begins with the last read of the part before it.
-fn of_session(key: &Key, reads: &[(usize, &Read, i64)]) -> Vec<Vec<Operation<MonotonicReads>>> {
+fn of_session(
+    key: &Key,
+    terms: &Terms,
+    reads: &[(usize, &Read, i64)],
+) -> Vec<Vec<Operation<MonotonicReads>>> {
     let mut earliest = 0;
     let windows: Vec<_> = reads
         .iter()
@@ -74,17 +78,21 @@ fn of_session(key: &Key, reads: &[(usize, &Read, i64)]) -> Vec<Vec<Operation<Mon
         })
         .collect();
     let starts = (0..windows.len() - 1).step_by(PART);
-    starts.map(|start| part(key, &windows[start..windows.len().min(start + PART + 1)])).collect()
+    let end = |start: usize| windows.len().min(start + PART + 1);
+    starts.map(|start| part(key, terms, &windows[start..end(start)])).collect()
 }
 
-fn part(key: &Key, reads: &[(usize, (i64, i64))]) -> Vec<Operation<MonotonicReads>> {
+fn part(key: &Key, terms: &Terms, reads: &[(usize, (i64, i64))]) -> Vec<Operation<MonotonicReads>> {
     let read = |(place, (index, window)): (u32, &(usize, (i64, i64)))| {
-        let value = key.reads[*index].value;
-        operation(Op::Read { place, value }, *window, Some(*index))
+        let Read { value, switch, .. } = key.reads[*index];
+        let read = primaries::Op::Read { value, switch };
+        operation(Op::Read { place, read }, *window, Some(*index))
     };
-    let changes = key.changes_within((reads[0].1.0, reads[reads.len() - 1].1.1));
-    let changes = changes.map(|timed| operation(Op::Change(timed.change), timed.window, None));
-    changes.chain((0..).zip(reads).map(read)).collect()
+    let within = (reads[0].1.0, reads[reads.len() - 1].1.1);
+    let switches = reads.iter().filter_map(|(index, _)| key.reads[*index].switch);
+    let mut operations = changes(key, terms, within, switches.collect(), Op::Other);
+    operations.extend((0..).zip(reads).map(read));
+    operations
 }
 
 #[cfg(test)]
@@ -148,5 +156,53 @@ mod tests {
         assert!(!accepts::<MonotonicReads>(history.clone()));
         let allowed = history.period("fault", 35, 60).period("grace", 35, 60);
         assert!(accepts::<MonotonicReads>(allowed));
+    }
+
+    /// A write within a push after a switch, and a read of it.
+    fn seen() -> History {
+        let history = History::default().proxied("c", "1", 0, 10).switch(400_000);
+        history.proxied("c", "2", 450_000, 450_010).cached("r", "2", 460_000, 460_010)
+    }
+
+    #[test]
+    fn lost_write_may_be_followed_by_the_older_value() {
+        let back = |history: History| history.cached("r", "1", 500_000, 500_010);
+        assert!(accepts::<MonotonicReads>(back(seen())));
+        let late = back(seen()).cached("s", "1", 9_000_000, 9_000_010);
+        assert!(accepts::<MonotonicReads>(late.clone()));
+        assert!(
+            !accepts::<MonotonicReads>(back(seen()).cached("r", "2", 510_000, 510_010)),
+            "twice"
+        );
+        let survived = back(seen()).cached("s", "2", 9_000_000, 9_000_010);
+        assert!(!accepts::<MonotonicReads>(survived), "it was not lost");
+    }
+
+    #[test]
+    fn write_that_no_failover_lost_is_never_left() {
+        let goes_back = |history: History| {
+            let history = history.cached("r", "2", 460_000, 460_010);
+            accepts::<MonotonicReads>(history.cached("r", "1", 500_000, 500_010))
+        };
+        let first = || History::default().proxied("c", "1", 0, 10);
+        let second = |history: History| history.proxied("c", "2", 450_000, 450_010);
+        assert!(goes_back(second(first().switch(400_000))), "lost");
+        assert!(!goes_back(second(first())), "no failover");
+        assert!(!goes_back(second(first()).switch(455_000)), "before the failover");
+        assert!(!goes_back(second(first().switch(100_000))), "after the bound");
+        let straight = first().switch(400_000).write("w", "2", 450_000, 450_010);
+        assert!(!goes_back(straight), "straight at the next primary");
+    }
+
+    #[test]
+    fn session_never_returns_to_the_previous_primary() {
+        let history = History::default().expiring("w", "1", 500_000, 0, 10).switch(400_000);
+        let history = || history.clone().write("w", "2", 450_000, 450_010);
+        let gone = || history().cached_absence("r", 510_000, 510_010);
+        assert!(accepts::<MonotonicReads>(gone().cached("r", "2", 520_000, 520_010)));
+        let back = history().cached("r", "2", 460_000, 460_010);
+        assert!(!accepts::<MonotonicReads>(back.cached_absence("r", 510_000, 510_010)));
+        let twice = gone().cached("r", "2", 520_000, 520_010);
+        assert!(!accepts::<MonotonicReads>(twice.cached_absence("r", 530_000, 530_010)));
     }
 }

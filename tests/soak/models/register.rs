@@ -7,7 +7,7 @@
 //! The rule: an end follows the change that set it.
 
 /// A state of the register.
-#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Register {
     pub(crate) value: Option<u32>,
     /// The number of the change that set the end of the value; zero: it has none.
@@ -60,6 +60,23 @@ impl Register {
             Change::End { of } if end == of => Some(Self { value: None, end: 0, latest }),
             Change::End { .. } => Some(self.clone()),
         }
+    }
+
+    /// Returns the state after the end that a change has set, if it is one and is set here.
+    pub(crate) fn ended_by(&self, change: Change) -> Self {
+        let end = self.after(change).filter(|_| matches!(change, Change::End { .. }));
+        end.unwrap_or_else(|| self.clone())
+    }
+
+    /// Returns the state after a change that is sent and never comes here.
+    pub(crate) fn without(&self, change: Change) -> Self {
+        let number = match change {
+            Change::Put { number, .. }
+            | Change::Remove { number }
+            | Change::Retime { number, .. } => number,
+            Change::End { of } => of,
+        };
+        Self { latest: self.latest.max(number), ..self.clone() }
     }
 }
 
