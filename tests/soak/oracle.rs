@@ -349,7 +349,7 @@ mod tests {
     const EXPIRING: Effect = Effect::Expiring(ms(500));
 
     #[test]
-    fn value_expires_at_the_previous_primary_too() {
+    fn value_expires_at_old_primary_too() {
         for effect in [Effect::Value, Effect::Retime(None)] {
             let (mut history, expiring) = switched(EXPIRING);
             write(&mut history, effect, 1410, 1411);
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn absence_without_an_end_at_the_switch_is_a_breach() {
+    fn absence_without_an_end_is_a_breach() {
         let absent = |history: &KeyHistory| read(history, Answer::Absent, 1520, 0);
         let (mut history, _) = switched(Effect::Value);
         write(&mut history, Effect::Value, 1410, 1411);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn client_leaves_the_previous_primary_once() {
+    fn client_leaves_the_old_primary_once() {
         let (mut history, expiring) = switched(EXPIRING);
         let next = write(&mut history, Effect::Value, 1410, 1411);
         let absent = |seen| read(&history, Answer::Absent, 1520, seen);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn straight_read_is_never_of_the_previous_primary() {
+    fn straight_read_is_of_the_primary() {
         let (mut history, _) = switched(EXPIRING);
         write(&mut history, Effect::Value, 1410, 1411);
         let demand = Demand::Straight;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn persisted_value_may_follow_its_expiry() {
+    fn persisted_value_may_follow_expiry() {
         let (mut history, expiring) = switched(EXPIRING);
         write(&mut history, Effect::Retime(None), 1410, 1411);
         let version = read(&history, Answer::Absent, 1520, 0).map(|verdict| verdict.version);

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_failover_may_lose_has_its_switch() {
+    fn write_that_may_be_lost_has_its_switch() {
         let lines = || Lines::default().proxied("c", "1", 10, 20).switch(1000);
         let known = 1000 + PUSH;
         let switch = |lines: Lines| key(lines).changes.last().expect("a change").switch;
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_read_within_a_push_has_its_switch() {
+    fn read_within_a_push_has_its_switch() {
         let lines = || Lines::default().write("w", "1", 10, 20).switch(1000).switch(2_000_000);
         let switch = |lines: Lines| key(lines).reads.pop().expect("a read").switch;
         let at = |call| switch(lines().cached("r", "1", call, call + 9));

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn value_may_be_gone_at_the_previous_primary() {
+    fn value_may_be_gone_at_old_primary() {
         let written = History::default().write("w", "0", 0, 10).write("w", "1", 20, 30);
         let switched = written.expire("w", 1_500_000, 1_000_000, 1_000_010).switch(2_400_000);
         let persisted = switched.persist("w", 2_450_000, 2_450_010);

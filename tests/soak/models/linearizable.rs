@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn value_may_be_gone_at_the_previous_primary() {
+    fn value_may_be_gone_at_old_primary() {
         let replaced = || switched().write("w", "2", 450_000, 450_010);
         let persisted = || switched().persist("w", 450_000, 450_010);
         for history in [replaced, persisted] {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn value_without_an_end_is_not_gone_in_a_failover() {
+    fn lasting_value_is_not_gone_in_a_failover() {
         let failover = |history: History| history.period("failover", 300_000, 900_000);
         let absent = |history: History| {
             accepts::<Linearizable>(failover(history).current_absence("r", 510_000, 510_010))

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_write_may_be_followed_by_the_older_value() {
+    fn older_value_may_follow_a_lost_write() {
         let back = |history: History| history.cached("r", "1", 500_000, 500_010);
         assert!(accepts::<MonotonicReads>(back(seen())));
         let late = back(seen()).cached("s", "1", 9_000_000, 9_000_010);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn write_that_no_failover_lost_is_never_left() {
+    fn kept_write_is_never_left() {
         let goes_back = |history: History| {
             let history = history.cached("r", "2", 460_000, 460_010);
             accepts::<MonotonicReads>(history.cached("r", "1", 500_000, 500_010))
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn session_never_returns_to_the_previous_primary() {
+    fn session_never_returns_to_old_primary() {
         let history = History::default().expiring("w", "1", 500_000, 0, 10).switch(400_000);
         let history = || history.clone().write("w", "2", 450_000, 450_010);
         let gone = || history().cached_absence("r", 510_000, 510_010);

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn time_to_live_ends_at_the_previous_primary_too() {
+    fn time_to_live_ends_at_old_primary() {
         let gone = [put(1, true), Op::Switch(LAST), put(2, false), end(1), read(None)];
         assert!(can_come(&gone));
         let [first, switch, second, end, read] = gone;
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_write_is_seen_at_the_previous_primary_only() {
+    fn lost_write_is_seen_at_old_primary() {
         let lost = [put(1, false), Op::Switch(LAST), doubtful(2), read(Some(12))];
         assert!(can_come(&[&lost[..], &[read(Some(11))]].concat()));
         let late = |value| Op::Read { value: Some(value), switch: None };
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn session_goes_back_with_the_failover_and_once() {
+    fn session_goes_back_once_a_failover() {
         let lost = [put(1, false), Op::Switch(LAST), doubtful(2)];
         let seen = |values: &[u32]| {
             let reads = values.iter().map(|value| read(Some(*value)));
