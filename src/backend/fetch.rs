@@ -129,7 +129,7 @@ impl Shared {
                         self.throttle.lose_read(connection.claim_close());
                     }
                     self.wait_until_down(deadline).await;
-                    // Without a connection, Redis is coming back or gone, and a trial proves nothing.
+                    // Without a connection, Redis is coming back or gone: a trial proves nothing.
                     if let Err(error) = self.connection(deadline).await {
                         if is_suspect {
                             self.try_later(read);
@@ -150,8 +150,8 @@ impl Shared {
         self.suspects.suspicion(read) == Suspicion::None && self.throttle.window().is_none()
     }
 
-    /// Waits until a read may be sent: for its trial, if one is due, and for its slot, if there is a
-    /// bound. A trial that becomes due while the read waits for its slot comes first, too.
+    /// Waits until a read may be sent: for its trial, if one is due, and for its slot, if there is
+    /// a bound. A trial that becomes due while the read waits for its slot comes first, too.
     ///
     /// # Errors
     /// The errors of [`try_read`](Self::try_read) and [`slot`](Self::slot).

@@ -8,8 +8,8 @@
 //!
 //! Model: each close that follows another one raises a level, and each time without a close lowers
 //! it. At each level fewer reads are pending at a time. At the highest level it is one read, which
-//! must also get its reply alone first, as a suspect must. The lowest levels only end the bound step
-//! by step, since a cache that is still cold would end the connection again.
+//! must also get its reply alone first, as a suspect must. The lowest levels only end the bound
+//! step by step, since a cache that is still cold would end the connection again.
 //!
 //! A single close has no effect, since a restart of Redis is one. A close counts only if the lost
 //! replies could have exceeded a limit together ([`LostReplies`]). Otherwise a network that loses
@@ -148,7 +148,8 @@ struct LostReplies {
 
 impl LostReplies {
     /// Begins with another end of the connection. While the bound is in force, the sizes of the end
-    /// before count even if that was long ago: closes come again at the first level that is too low.
+    /// before count even if that was long ago: closes come again at the first level that is too
+    /// low.
     fn begin(&mut self, now: Instant, is_bound: bool) {
         let is_repeated = is_bound || self.began.is_some_and(|began| now < began + CALM);
         let size_before = if is_repeated { self.likely_size() } else { 0 };
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn untried_replies_count_as_the_mean_without_the_largest() {
+    fn untried_count_as_mean_without_the_largest() {
         let mut lost = lost(64, Instant::now());
         assert!(!lost.add_size(LEAST_LIMIT / 2), "nothing is known of the others");
         assert!(!lost.add_size(LEAST_LIMIT / 256));
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn large_reply_of_a_close_counts_for_the_next_end() {
+    fn large_reply_counts_for_the_next_end() {
         let now = Instant::now();
         let mut lost = lost(20, now);
         assert!(lost.add_size(LEAST_LIMIT));
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn close_while_the_bound_ends_returns_to_its_first_level() {
+    fn close_at_the_end_returns_to_the_first_level() {
         let (mut closes, now) = (Closes::default(), Instant::now());
         (0..2).for_each(|_| _ = closes.close(now));
         assert_eq!(closes.level(now + CALM * 3), 1);

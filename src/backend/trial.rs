@@ -49,8 +49,8 @@ impl Shared {
         tried.map(drop)
     }
 
-    /// Tries a suspect once there is a connection, without its reader, which gave up before. Otherwise
-    /// no read of a remote Redis would be tried whose readers all give up.
+    /// Tries a suspect once there is a connection, without its reader, which gave up before.
+    /// Otherwise no read of a remote Redis would be tried whose readers all give up.
     pub(super) fn try_later(self: &Arc<Self>, read: SentRead<'_>) {
         let Ok(turn) = Arc::clone(&self.suspects.later).try_acquire_owned() else { return };
         let (shared, read) = (Arc::clone(self), read.to_owned());
@@ -68,8 +68,8 @@ impl Shared {
     }
 
     /// Sends a read alone and discards its reply, to see whether Redis closes the connection over
-    /// it. If that stays unknown, it passes, unless it was refused before or every read must get its
-    /// reply alone first.
+    /// it. If that stays unknown, it passes, unless it was refused before or every read must get
+    /// its reply alone first.
     ///
     /// Returns the size of the reply in bytes, at most [`LEAST_LIMIT`]; `None` if it is unknown.
     ///

@@ -505,7 +505,7 @@ fn sends_fewer(line: &LogLine) -> bool {
 }
 
 #[test]
-fn different_large_reads_of_a_remote_redis_bound_the_others() {
+fn different_large_reads_of_a_remote_redis_are_bounded() {
     const READS: usize = 100;
     let stage = FaultStage::start(LASTING);
     stage.proxy.expect_log(REFUSED);
@@ -525,7 +525,7 @@ fn different_large_reads_of_a_remote_redis_bound_the_others() {
 }
 
 #[test]
-fn lost_connections_with_one_large_reply_bound_no_reads() {
+fn losing_one_large_reply_bounds_no_reads() {
     const PENDING: usize = 9;
     let stage = FaultStage::start(LASTING);
     for round in 0..5 {
