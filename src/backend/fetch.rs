@@ -111,19 +111,22 @@ impl Shared {
         let established = self.established(deadline).await?;
         // Looked up once there is a connection. By then the reads that lost the last one are
         // suspects.
-        let (slot, established) = if self.is_free(read) {
-            (None, established)
+        let (slot, established, is_late) = if self.is_free(read) {
+            (None, established, false)
         } else {
             let slot = Box::pin(self.admit(read, deadline)).await?;
-            // The connection may have been lost meanwhile.
-            (slot, self.established(deadline).await?)
+            // The connection may have been lost meanwhile, and its end not be published yet. Then
+            // this read was not pending.
+            let established = self.established(deadline).await?;
+            let is_late = established.0.is_closed();
+            (slot, established, is_late)
         };
         let connection = established.0.clone();
         match send(established, Attempt::First).await {
             Err(BackendError::Disconnected) => {
                 drop(slot);
                 Box::pin(async {
-                    let is_suspect = connection.is_closed_by_redis();
+                    let is_suspect = !is_late && connection.is_closed_by_redis();
                     if is_suspect {
                         self.suspects.suspect(read);
                         self.throttle.lose_read(connection.claim_close());
@@ -147,37 +150,27 @@ impl Shared {
 
     /// Whether a read may be sent at once: no suspicion and no bound applies to it.
     fn is_free(&self, read: SentRead<'_>) -> bool {
-        self.suspects.suspicion(read) == Suspicion::None && self.throttle.window().is_none()
+        self.suspects.suspicion(read) == Suspicion::None && !self.throttle.is_bound()
     }
 
     /// Waits until a read may be sent: for its trial, if one is due, and for its slot, if there is
     /// a bound. A trial that becomes due while the read waits for its slot comes first, too.
     ///
     /// # Errors
-    /// The errors of [`try_read`](Self::try_read) and [`slot`](Self::slot).
+    /// The errors of [`try_read`](Self::try_read); [`BackendError::TimedOut`] at the deadline.
     async fn admit(
         &self,
         read: SentRead<'_>,
         deadline: Instant,
     ) -> Result<Option<SemaphorePermit<'_>>, BackendError> {
         if !self.is_trial_due(read)? {
-            let slot = self.slot(deadline).await?;
+            let slot = self.throttle.slot(deadline).await?;
             if !self.is_trial_due(read)? {
                 return Ok(slot);
             }
         }
         self.try_read(read, deadline).await?;
-        self.slot(deadline).await
-    }
-
-    /// Waits for a slot, if there is a bound on the pending reads.
-    ///
-    /// # Errors
-    /// [`BackendError::TimedOut`] at the deadline.
-    async fn slot(&self, deadline: Instant) -> Result<Option<SemaphorePermit<'_>>, BackendError> {
-        let Some(window) = self.throttle.window() else { return Ok(None) };
-        let slot = Box::pin(timeout_at(deadline, window.acquire())).await;
-        slot.ok().and_then(Result::ok).map(Some).ok_or(BackendError::TimedOut)
+        self.throttle.slot(deadline).await
     }
 
     /// Waits until the supervisor has published the end of a closed connection.

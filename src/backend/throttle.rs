@@ -19,8 +19,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::BackendError;
 use crate::sync::lock;
@@ -58,7 +58,7 @@ impl Throttle {
     /// Records a read that lost its reply with the shared connection. `is_first`: no other read
     /// of that connection has been recorded.
     pub(super) fn lose_read(&self, is_first: bool) {
-        let is_bound = self.window().is_some();
+        let is_bound = self.is_bound();
         self.change_lost(|lost| {
             if is_first {
                 lost.begin(Instant::now(), is_bound);
@@ -100,10 +100,30 @@ impl Throttle {
         }
     }
 
-    /// Returns the permits for reads to be pending. `None`: there is no bound.
+    /// Whether there is a bound.
     #[inline]
-    pub(super) fn window(&self) -> Option<&Semaphore> {
-        self.level().checked_sub(1).map(|index| &self.windows[index])
+    pub(super) fn is_bound(&self) -> bool {
+        self.level() > 0
+    }
+
+    /// Waits for a slot of the current level. `None`: there is no bound.
+    ///
+    /// # Errors
+    /// [`BackendError::TimedOut`] at the deadline.
+    pub(super) async fn slot(
+        &self,
+        deadline: Instant,
+    ) -> Result<Option<SemaphorePermit<'_>>, BackendError> {
+        loop {
+            let level = self.level();
+            let Some(index) = level.checked_sub(1) else { return Ok(None) };
+            let slot = timeout_at(deadline, self.windows[index].acquire()).await;
+            let slot = slot.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)?;
+            // Otherwise the reads that waited for slots of a lower level would keep its wider bound.
+            if self.level() == level {
+                return Ok(Some(slot));
+            }
+        }
     }
 
     /// Returns whether every read must get its reply alone first.
@@ -176,8 +196,12 @@ impl LostReplies {
         is_new
     }
 
-    /// Returns the size of all replies, in bytes.
+    /// Returns the size of all replies, in bytes. Trials of reads that an earlier end lost may come
+    /// late, so there may be more than replies.
     fn bytes(&self) -> usize {
+        if self.tried > self.count {
+            return self.largest.max(self.tried_bytes / self.tried * self.count);
+        }
         let untried = self.count.saturating_sub(self.tried);
         self.tried_bytes.saturating_add(self.untried_size().saturating_mul(untried))
     }
@@ -231,6 +255,10 @@ impl Closes {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const MOMENT: Duration = Duration::from_millis(50);
@@ -335,18 +363,37 @@ mod tests {
     }
 
     #[test]
+    fn late_trials_count_as_their_mean() {
+        let mut few = lost(2, Instant::now());
+        assert!((0..9).all(|_| !few.add_size(LEAST_LIMIT / 4)));
+        assert!(few.add_size(LEAST_LIMIT));
+    }
+
+    #[test]
     fn bound_begins_with_the_second_close() {
         let throttle = Throttle::new();
-        assert!(throttle.window().is_none());
         throttle.close();
-        assert!(throttle.window().is_none());
+        assert!(!throttle.is_bound());
         throttle.close();
-        assert_eq!(
-            throttle.window().map(Semaphore::available_permits),
-            Some(WINDOWS[FIRST_LEVEL - 1])
-        );
+        assert_eq!(throttle.level(), FIRST_LEVEL);
         assert!(!throttle.suspects_all());
         (0..4).for_each(|_| throttle.close());
         assert!(throttle.suspects_all());
+    }
+
+    #[tokio::test]
+    async fn read_that_waits_gets_a_slot_of_the_current_level() {
+        let throttle = Throttle::new();
+        (0..2).for_each(|_| throttle.close());
+        let wide = &throttle.windows[FIRST_LEVEL - 1];
+        let mut held: Vec<_> = (0..WINDOWS[FIRST_LEVEL - 1]).map(|_| wide.try_acquire()).collect();
+        let deadline = Instant::now() + CALM;
+        let mut waiting = pin!(throttle.slot(deadline));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        throttle.close();
+        held.pop();
+        let _slot = waiting.await.unwrap();
+        let free = throttle.windows[FIRST_LEVEL].available_permits();
+        assert_eq!((wide.available_permits(), free), (1, WINDOWS[FIRST_LEVEL] - 1));
     }
 }
