@@ -85,6 +85,36 @@ impl Proxy {
             (None, ReadMode::Default) => Box::pin(self.upstream.get_or_fetch(key, mode)).await,
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
+        self.count_answer(front_end, answer, rule, begun, span)
+    }
+
+    /// Reads `key` as [`get`](Self::get) does, after a lookup has not found it.
+    ///
+    /// # Errors
+    /// The errors of [`get`](Self::get).
+    pub async fn get_missed(
+        &self,
+        front_end: FrontEnd,
+        key: &[u8],
+        span: &Span,
+    ) -> Result<Answer, BackendError> {
+        let begun = Instant::now();
+        self.hot_keys.count(key, begun);
+        let rule = self.upstream.rule_read(key, self.time(begun));
+        let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
+        self.count_answer(front_end, answer, rule, begun, span)
+    }
+
+    /// Counts a read that began at `begun`.
+    #[inline]
+    fn count_answer(
+        &self,
+        front_end: FrontEnd,
+        answer: Result<Answer, (Outcome, BackendError)>,
+        rule: RuleRead,
+        begun: Instant,
+        span: &Span,
+    ) -> Result<Answer, BackendError> {
         let outcome = answer.as_ref().map_or(Outcome::Error, |answer| answer.outcome);
         if let Ok(answer) = &answer
             && matches!(outcome, Outcome::Hit | Outcome::NegativeHit)

@@ -113,7 +113,7 @@ impl<E: FetchError> Cache<E> {
     {
         let shared = &self.0;
         let requested_at = shared.clock(Instant::now());
-        let Joined::Leader(guard, _) = shared.flights.join(key, || None::<()>) else {
+        let Joined::Leader(guard) = shared.flights.join(key, || None::<()>) else {
             return None;
         };
         let fetched = fetch(guard.key().clone()).instrument(guard.span().clone()).await;
@@ -145,7 +145,7 @@ impl<E: FetchError> Cache<E> {
             || None::<()>,
             || replies.note(keys.iter().map(Key::as_bytes)),
         );
-        let Joined::Leader(guard, _) = joined else { return None };
+        let Joined::Leader(guard) = joined else { return None };
         let fetched = fetch().instrument(guard.span().clone()).await;
         let of = ReplyOf { name_index, keys: Arc::from(keys), requested_at };
         Replies::complete_check(guard, fetched.clone(), shared.clock(requested_at), of);

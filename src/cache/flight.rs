@@ -57,8 +57,8 @@ struct Flight<T, N> {
 pub(super) enum Joined<T, R, N = ()> {
     /// The second lookup found the entry in the store.
     Found(R),
-    /// No flight was open. The caller runs the fetch and waits like a follower.
-    Leader(FlightGuard<T, N>, FlightWaiter<T>),
+    /// No flight was open. The caller runs the fetch.
+    Leader(FlightGuard<T, N>),
     /// Another reader's fetch is in progress.
     Follower(FlightWaiter<T>),
 }
@@ -162,11 +162,10 @@ impl<T, N> Flights<T, N> {
         let span = spans::fetch_span();
         // Before the fetch is sent (invariant F1).
         let note = note();
-        let flight =
-            Flight { number, note: note.clone(), waiter: waiter.clone(), span: span.clone() };
+        let flight = Flight { number, note: note.clone(), waiter, span: span.clone() };
         shard.insert(key.clone(), flight);
         let flights = Arc::clone(self);
-        Joined::Leader(FlightGuard { flights, key, number, note, cell, span }, waiter)
+        Joined::Leader(FlightGuard { flights, key, number, note, cell, span })
     }
 
     /// Closes the flight for `key`, then calls `remove` (invariant F2). Readers still receive the
@@ -299,10 +298,17 @@ mod tests {
 
     const KEY: &[u8] = b"key";
 
-    fn lead(flights: &Arc<Flights<u32>>) -> (FlightGuard<u32>, FlightWaiter<u32>) {
+    fn lead(flights: &Arc<Flights<u32>>) -> FlightGuard<u32> {
         match flights.join(KEY, || None::<()>) {
-            Joined::Leader(guard, waiter) => (guard, waiter),
+            Joined::Leader(guard) => guard,
             _ => panic!("a flight is in progress"),
+        }
+    }
+
+    fn follow(flights: &Arc<Flights<u32>>) -> FlightWaiter<u32> {
+        match flights.join(KEY, || Some(())) {
+            Joined::Follower(waiter) => waiter,
+            _ => panic!("no flight to follow"),
         }
     }
 
@@ -315,23 +321,24 @@ mod tests {
     #[tokio::test]
     async fn followers_get_the_leaders_result() {
         let flights = Flights::new();
-        let (guard, waiter) = lead(&flights);
-        let Joined::Follower(follower) = flights.join(KEY, || Some(())) else {
-            panic!("no flight to follow")
-        };
+        let guard = lead(&flights);
+        let followers = [follow(&flights), follow(&flights)];
         assert!(complete(guard, 7));
-        assert_eq!((waiter.wait().await, follower.wait().await), (Some(7), Some(7)));
+        for follower in followers {
+            assert_eq!(follower.wait().await, Some(7));
+        }
         assert_eq!(flights.len(), 0);
     }
 
     #[tokio::test]
     async fn invalidated_flight_answers_without_storing() {
         let flights = Flights::new();
-        let (guard, waiter) = lead(&flights);
+        let guard = lead(&flights);
+        let follower = follow(&flights);
         flights.close(KEY, || ());
-        let (second, _) = lead(&flights);
+        let second = lead(&flights);
         assert!(!complete(guard, 1), "the first flight left before the invalidation");
-        assert_eq!(waiter.wait().await, Some(1));
+        assert_eq!(follower.wait().await, Some(1));
         assert!(complete(second, 2), "the second one after it");
         assert_eq!(flights.discarded(), 1);
     }
@@ -339,7 +346,7 @@ mod tests {
     #[tokio::test]
     async fn flush_closes_every_flight() {
         let flights = Flights::new();
-        let (guard, _) = lead(&flights);
+        let guard = lead(&flights);
         flights.close_all(|| ());
         assert!(!complete(guard, 1));
     }
@@ -347,11 +354,11 @@ mod tests {
     #[tokio::test]
     async fn cancelled_leader_frees_the_flight() {
         let flights = Flights::new();
-        let (guard, waiter) = lead(&flights);
+        let guard = lead(&flights);
+        let follower = follow(&flights);
         drop(guard);
-        assert_eq!(waiter.wait().await, None);
-        let (guard, _) = lead(&flights);
-        assert!(complete(guard, 1));
+        assert_eq!(follower.wait().await, None);
+        assert!(complete(lead(&flights), 1));
     }
 
     #[tokio::test]

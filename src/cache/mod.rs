@@ -16,6 +16,7 @@ mod check;
 mod entry;
 mod flight;
 mod in_flight;
+mod leader_fetch;
 mod lease;
 mod lru;
 #[cfg(feature = "planted-faults")]
@@ -52,6 +53,7 @@ pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
 pub use self::in_flight::FetchedBytes;
 pub(crate) use self::in_flight::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
+use self::leader_fetch::LeaderFetch;
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
 #[cfg(feature = "planted-faults")]
@@ -274,7 +276,7 @@ impl<E: FetchError> Cache<E> {
         // cheaper.
         let (mut requested_at, mut joined) = (arrived_at, shared.join(key, arrived_at));
         if let Joined::Follower(waiter) = joined {
-            let answer = shared.await_flight(key, mode, waiter, Outcome::Coalesced).await;
+            let answer = shared.await_flight(key, mode, waiter).await;
             if !answer.as_ref().is_ok_and(|answer| shared.is_too_old_for(answer, arrived_at)) {
                 return answer;
             }
@@ -285,12 +287,10 @@ impl<E: FetchError> Cache<E> {
         }
         match joined {
             Joined::Found(answer) => Ok(answer),
-            Joined::Follower(waiter) => {
-                shared.await_flight(key, mode, waiter, Outcome::Coalesced).await
-            }
-            Joined::Leader(guard, waiter) => {
-                self.spawn_fetch(guard, requested_at, fetch);
-                shared.await_flight(key, mode, waiter, Outcome::Miss).await
+            Joined::Follower(waiter) => shared.await_flight(key, mode, waiter).await,
+            Joined::Leader(guard) => {
+                let result = self.lead(guard, requested_at, fetch).await;
+                shared.answer_with(key, mode, result, Outcome::Miss)
             }
         }
     }
@@ -307,11 +307,10 @@ impl<E: FetchError> Cache<E> {
         }
         let now = Instant::now();
         let look_again = || shared.is_refreshed(key, now).then_some(());
-        let Joined::Leader(guard, waiter) = shared.flights.join(key, look_again) else {
+        let Joined::Leader(guard) = shared.flights.join(key, look_again) else {
             return RefreshResult::Unneeded;
         };
-        self.spawn_fetch(guard, now, fetch);
-        match waiter.wait().await {
+        match self.lead(guard, now, fetch).await {
             Some(FlightResult::Answered(_)) if shared.is_refreshed(key, Instant::now()) => {
                 RefreshResult::Stored
             }
@@ -348,17 +347,17 @@ impl<E: FetchError> Cache<E> {
         }
     }
 
-    /// Spawns the fetch of a flight as its own task on the current worker. Cancelling a reader does
-    /// not cancel the fetch. The task stays on this thread, because the way to another one and back
-    /// costs more than the work itself.
+    /// Returns the fetch of a flight, which completes the flight and stores the result. Its output
+    /// is the result, or `None` if none could be created. Dropping it does not cancel it.
     ///
     /// `requested_at` is a time before the request is sent (invariant E1).
-    fn spawn_fetch<F>(
+    fn lead<F>(
         &self,
         guard: FlightGuard<FlightResult<E>>,
         requested_at: Instant,
         fetch: impl FnOnce(Key) -> F,
-    ) where
+    ) -> impl Future<Output = Option<FlightResult<E>>>
+    where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         #[cfg(feature = "planted-faults")]
@@ -370,18 +369,16 @@ impl<E: FetchError> Cache<E> {
         let fetch = fetch(guard.key().clone()).instrument(guard.span().clone());
         // A combinator, because an `async` block that awaits the fetch would hold it twice: before
         // its start and while it runs.
-        tokio::spawn(fetch.then(move |fetched| async move {
+        LeaderFetch::new(fetch.then(move |fetched| async move {
             // If no entry can be created, the guard is dropped, which ends the flight.
-            if let Some(result) =
-                FlightResult::from_fetched(guard.key(), fetched, requested_at).await
-            {
-                #[cfg(feature = "planted-faults")]
-                if planted_faults::is_planted(Fault::LateFlight) {
-                    guard.reopen();
-                }
-                shared.complete(guard, &result);
+            let result = FlightResult::from_fetched(guard.key(), fetched, requested_at).await?;
+            #[cfg(feature = "planted-faults")]
+            if planted_faults::is_planted(Fault::LateFlight) {
+                guard.reopen();
             }
-        }));
+            shared.complete(guard, &result);
+            Some(result)
+        }))
     }
 
     /// Returns some stored entries from `position` on, at most `max` of them, and moves the
@@ -769,18 +766,26 @@ impl<E: FetchError> Shared<E> {
         self.flights.join(key, || self.lookup(key, self.clock(now), LookupUse::Serve))
     }
 
-    /// Waits for a flight and returns its result. After a failed fetch it returns a stale entry, if
-    /// `mode` allows one.
+    /// Waits for another reader's flight, and answers with its result.
     async fn await_flight(
         &self,
         key: &[u8],
         mode: ReadMode,
         waiter: FlightWaiter<FlightResult<E>>,
+    ) -> Result<Answer, (Outcome, E)> {
+        self.answer_with(key, mode, waiter.wait().await, Outcome::Coalesced)
+    }
+
+    /// Answers a read with the result of its flight. After a failed fetch the answer is a stale
+    /// entry, if `mode` allows one. A result of `None` counts as [`Cancelled`].
+    fn answer_with(
+        &self,
+        key: &[u8],
+        mode: ReadMode,
+        result: Option<FlightResult<E>>,
         outcome: Outcome,
     ) -> Result<Answer, (Outcome, E)> {
-        let result =
-            waiter.wait().await.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
-        match result {
+        match result.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled))) {
             FlightResult::Answered(entry) => {
                 Ok(self.answer_from(entry, outcome, self.terms_of(key)))
             }

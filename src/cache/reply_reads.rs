@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::flight::{FlightGuard, FlightWaiter, Joined};
+use super::leader_fetch::LeaderFetch;
 use super::lease::Validity;
 use super::replies::{FetchedReply, Note, Reply, ReplyOf, ReplyProbe, ReplyResult};
 use super::rules::Terms;
@@ -98,10 +99,9 @@ impl<E: FetchError> Cache<E> {
         match joined {
             Joined::Found(reply) => (Outcome::Hit, ReplyResult::Reply(reply)),
             Joined::Follower(waiter) => (Outcome::Coalesced, shared.await_reply(waiter).await),
-            Joined::Leader(guard, waiter) => {
+            Joined::Leader(guard) => {
                 let of = ReplyOf { name_index, keys: keys.into(), requested_at };
-                self.spawn_reply_fetch(guard, of, fetch());
-                (Outcome::Miss, shared.await_reply(waiter).await)
+                (Outcome::Miss, self.lead_reply(guard, of, fetch()).await)
             }
         }
     }
@@ -127,21 +127,22 @@ impl<E: FetchError> Cache<E> {
         self.0.replies.probe(max_size)
     }
 
-    /// Spawns the fetch of a flight, as it is done for strings.
-    fn spawn_reply_fetch(
+    /// Returns the fetch of a flight, as [`lead`](Self::lead) does for strings.
+    fn lead_reply(
         &self,
         guard: FlightGuard<ReplyResult<E>, Note>,
         of: ReplyOf,
         fetch: impl Future<Output = FetchedReply<E>> + Send + 'static,
-    ) {
+    ) -> impl Future<Output = ReplyResult<E>> {
         let shared = Arc::clone(&self.0);
         let requested_at = shared.clock(of.requested_at);
-        tokio::spawn(fetch.instrument(guard.span().clone()).map(move |fetched| {
+        LeaderFetch::new(fetch.instrument(guard.span().clone()).map(move |fetched| {
             let now = shared.clock(Instant::now());
-            shared.replies.complete(guard, fetched, requested_at, now, of);
+            let result = shared.replies.complete(guard, fetched, requested_at, now, of);
             // Strings make room for replies.
             shared.store.load().evict_excess();
-        }));
+            result
+        }))
     }
 }
 

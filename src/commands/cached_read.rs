@@ -4,6 +4,7 @@
 //! doubt the command is forwarded.
 
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes};
@@ -155,51 +156,91 @@ impl<'a> CacheableRead<'a> {
     pub(super) fn fetch(&self) -> Option<FetchKeys> {
         let is_worth =
             matches!(self.class, Class::Get | Class::Mget) && self.key_count() <= MAX_FETCHES;
-        let keys = || self.arguments.skip(1).map(Bytes::copy_from_slice).collect();
-        is_worth.then(|| FetchKeys { keys: keys(), is_many: self.has_many_keys() })
+        is_worth.then(|| {
+            if self.has_many_keys() {
+                FetchKeys::Many(self.keys().map(Bytes::copy_from_slice).collect())
+            } else {
+                FetchKeys::One(Bytes::copy_from_slice(self.arguments.get(1)))
+            }
+        })
     }
 }
 
 /// The keys that are fetched for one command.
 #[derive(Debug)]
-pub struct FetchKeys {
-    keys: Vec<Bytes>,
-    is_many: bool,
+pub enum FetchKeys {
+    /// The key of a `GET`.
+    One(Bytes),
+    /// The keys of an `MGET`.
+    Many(Vec<Bytes>),
 }
 
 impl FetchKeys {
+    fn as_slice(&self) -> &[Bytes] {
+        match self {
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Many(keys) => keys,
+        }
+    }
+
     /// The number of keys.
     #[allow(clippy::len_without_is_empty, reason = "there is always one")]
     pub fn len(&self) -> usize {
-        self.keys.len()
+        self.as_slice().len()
     }
 
     /// The keys.
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        self.keys.iter().map(|key| &**key)
+        self.as_slice().iter().map(|key| &**key)
     }
 
     /// Fetches the values. `command` is the command as the client sent it.
-    pub async fn run(self, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
-        let span = spans::command_span(if self.is_many { "MGET" } else { "GET" });
-        let fetches =
-            self.keys.iter().map(|key| proxy.get(front_end, key, ReadMode::Default, &span));
-        let mut answers = Vec::with_capacity(self.keys.len());
-        for answer in join_all(fetches).instrument(span.clone()).await {
-            match answer {
-                Ok(answer) => answers.push(Some(answer)),
-                Err(BackendError::WrongType) if self.is_many => answers.push(None),
-                Err(error) if error.should_forward() => {
-                    return FetchOutcome::Forward(command);
-                }
-                Err(error) => return FetchOutcome::Failed(error),
-            }
+    pub fn run(
+        self,
+        front_end: FrontEnd,
+        proxy: Proxy,
+        command: Bytes,
+    ) -> Pin<Box<dyn Future<Output = FetchOutcome> + Send>> {
+        match self {
+            Self::One(key) => Box::pin(fetch_one(key, front_end, proxy, command)),
+            Self::Many(keys) => Box::pin(fetch_many(keys, front_end, proxy, command)),
         }
-        if self.is_many {
-            return FetchOutcome::Reply(CachedReply::Values(answers));
+    }
+}
+
+async fn fetch_one(key: Bytes, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
+    let span = spans::command_span("GET");
+    let answer = proxy.get_missed(front_end, &key, &span).instrument(span.clone());
+    match answer.await {
+        Ok(answer) => FetchOutcome::Reply(CachedReply::Value(answer)),
+        Err(error) => FetchOutcome::failed(error, command),
+    }
+}
+
+async fn fetch_many(
+    keys: Vec<Bytes>,
+    front_end: FrontEnd,
+    proxy: Proxy,
+    command: Bytes,
+) -> FetchOutcome {
+    let span = spans::command_span("MGET");
+    // Some of them may be in memory.
+    let fetches = keys.iter().map(|key| proxy.get(front_end, key, ReadMode::Default, &span));
+    let mut answers = Vec::with_capacity(keys.len());
+    for answer in join_all(fetches).instrument(span.clone()).await {
+        match answer {
+            Ok(answer) => answers.push(Some(answer)),
+            Err(BackendError::WrongType) => answers.push(None),
+            Err(error) => return FetchOutcome::failed(error, command),
         }
-        let value = answers.pop().flatten().map(CachedReply::Value);
-        value.map_or(FetchOutcome::Forward(command), FetchOutcome::Reply)
+    }
+    FetchOutcome::Reply(CachedReply::Values(answers))
+}
+
+impl FetchOutcome {
+    /// The outcome of a fetch that failed, for the client that sent `command`.
+    fn failed(error: BackendError, command: Bytes) -> Self {
+        if error.should_forward() { Self::Forward(command) } else { Self::Failed(error) }
     }
 }
 

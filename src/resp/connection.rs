@@ -378,7 +378,7 @@ impl Connection {
         self.move_ready();
     }
 
-    /// Takes the results of flights.
+    /// Takes the results of flights. Polls them even if none can be taken.
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Step {
         let mut step = Step::Idle;
         while self.replies.is_read_first() {
@@ -403,6 +403,7 @@ impl Connection {
             }
             self.move_ready();
         }
+        self.flights.poll_begun(cx);
         step
     }
 

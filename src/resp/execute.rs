@@ -215,7 +215,7 @@ impl Connection {
                 let command = self.input.split_to(length).freeze();
                 self.replies.add_read(fetch.len(), fetch.keys());
                 let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
-                self.flights.push(Box::pin(run));
+                self.flights.push(run);
             }
             Action::FetchReply(fetch) => {
                 let command = self.input.split_to(length).freeze();

@@ -248,7 +248,8 @@ impl<E: FetchError> Replies<E> {
         self.store.remove(command, reply, cause);
     }
 
-    /// Completes a flight: keeps the reply if its note is still current, and delivers it.
+    /// Completes a flight: keeps the reply if its note is still current, delivers it to the readers
+    /// that wait, and returns it.
     pub(super) fn complete(
         &self,
         guard: FlightGuard<ReplyResult<E>, Note>,
@@ -256,7 +257,7 @@ impl<E: FetchError> Replies<E> {
         requested_at: u64,
         now: u64,
         of: ReplyOf,
-    ) {
+    ) -> ReplyResult<E> {
         let note = guard.note().clone();
         if matches!(fetched, FetchedReply::Keepable(..) | FetchedReply::Unkeepable(_)) {
             self.proofs.add(of.name_index, note.generation());
@@ -274,6 +275,7 @@ impl<E: FetchError> Replies<E> {
             _ => {}
         };
         guard.complete(keep, result.clone());
+        result
     }
 }
 

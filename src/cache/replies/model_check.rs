@@ -169,38 +169,34 @@ impl World {
         match (self.steps.join)(self) {
             Joined::Found(reply) => Some(versions(&reply)),
             Joined::Follower(waiter) => self.wait(waiter),
-            Joined::Leader(guard, waiter) => {
+            Joined::Leader(guard) => {
                 let versions = self.request();
-                self.complete(guard, versions);
-                self.wait(waiter)
+                self.lead(guard, versions)
             }
         }
     }
 
-    fn complete(&self, guard: FlightGuard<ReplyResult<Failure>, Note>, versions: Option<Versions>) {
+    /// Completes a flight, and returns the reply to its leader.
+    fn lead(
+        &self,
+        guard: FlightGuard<ReplyResult<Failure>, Note>,
+        versions: Option<Versions>,
+    ) -> Option<Versions> {
         let now = self.cache.0.clock(Instant::now());
         let fetched = versions.map_or(FetchedReply::Failed(Failure), |versions| {
             let frame = Bytes::from(versions.map(u64::to_be_bytes).concat());
             FetchedReply::Keepable(ReplyFrame::new(frame, Shape::default()), None)
         });
-        self.cache.0.replies.complete(
-            guard,
-            fetched,
-            now,
-            now,
-            ReplyOf {
-                name_index: 0,
-                keys: KEYS.map(Key::from).into(),
-                requested_at: Instant::now(),
-            },
-        );
+        let of = ReplyOf {
+            name_index: 0,
+            keys: KEYS.map(Key::from).into(),
+            requested_at: Instant::now(),
+        };
+        versions_in(self.cache.0.replies.complete(guard, fetched, now, now, of))
     }
 
     fn wait(&self, waiter: FlightWaiter<ReplyResult<Failure>>) -> Option<Versions> {
-        match block_on(self.cache.0.await_reply(waiter)) {
-            ReplyResult::Reply(reply) => Some(versions(&reply)),
-            ReplyResult::Forward | ReplyResult::Failed(Failure) => None,
-        }
+        versions_in(block_on(self.cache.0.await_reply(waiter)))
     }
 
     /// Checks the final state, after all threads have ended.
@@ -213,6 +209,13 @@ impl World {
             "versions {kept:?} were kept, not {current:?}"
         );
         assert_eq!(self.cache.0.replies.flights.len(), 0, "a flight was left open");
+    }
+}
+
+fn versions_in(result: ReplyResult<Failure>) -> Option<Versions> {
+    match result {
+        ReplyResult::Reply(reply) => Some(versions(&reply)),
+        ReplyResult::Forward | ReplyResult::Failed(Failure) => None,
     }
 }
 
@@ -391,10 +394,7 @@ fn note_after_the_request_keeps_a_changed_reply() {
         match (world.steps.join)(world) {
             Joined::Found(reply) => Some(versions(&reply)),
             Joined::Follower(waiter) => world.wait(waiter),
-            Joined::Leader(guard, waiter) => {
-                world.complete(guard, requested);
-                world.wait(waiter)
-            }
+            Joined::Leader(guard) => world.lead(guard, requested),
         }
     };
     let acts: &[Act] = &[World::read, World::change_and_read];

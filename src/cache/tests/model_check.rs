@@ -199,11 +199,10 @@ impl World {
     fn fetch(&self) -> Option<Given> {
         match self.join() {
             Joined::Found(answer) => Some(answer.into()),
-            Joined::Follower(waiter) => self.await_flight(waiter, Outcome::Coalesced),
-            Joined::Leader(guard, waiter) => {
+            Joined::Follower(waiter) => self.await_flight(waiter),
+            Joined::Leader(guard) => {
                 let sent = self.shared().clock(Instant::now());
-                self.complete(guard, sent, self.ask());
-                self.await_flight(waiter, Outcome::Miss)
+                self.lead(guard, sent, self.ask())
             }
         }
     }
@@ -212,23 +211,21 @@ impl World {
         self.shared().flights.join(KEY, || self.look_up())
     }
 
-    fn complete(&self, guard: TestTicket, sent: u64, version: Option<u64>) {
+    /// Completes a flight, and answers its leader.
+    fn lead(&self, guard: TestTicket, sent: u64, version: Option<u64>) -> Option<Given> {
         self.brought.fetch_add(version.is_some().into(), Relaxed);
         self.failed.fetch_add(version.is_none().into(), Relaxed);
         let result = version.map_or(FlightResult::Failed(Failure), |version| {
             FlightResult::Answered(entry(version, sent, None))
         });
         (self.steps.complete)(self.shared(), guard, &result);
+        let answer = self.shared().answer_with(KEY, ReadMode::Default, Some(result), Outcome::Miss);
+        answer.ok().map(Given::from)
     }
 
-    fn await_flight(
-        &self,
-        waiter: FlightWaiter<FlightResult<Failure>>,
-        outcome: Outcome,
-    ) -> Option<Given> {
-        block_on(self.shared().await_flight(KEY, ReadMode::Default, waiter, outcome))
-            .ok()
-            .map(Given::from)
+    fn await_flight(&self, waiter: FlightWaiter<FlightResult<Failure>>) -> Option<Given> {
+        let answer = block_on(self.shared().await_flight(KEY, ReadMode::Default, waiter));
+        answer.ok().map(Given::from)
     }
 
     /// Checks the final state, after all threads have ended.
@@ -369,7 +366,7 @@ impl World {
 
     /// Opens a flight, if none is open, and never completes it.
     fn cancel_leader(&self) {
-        if let Joined::Leader(guard, _) = self.join() {
+        if let Joined::Leader(guard) = self.join() {
             drop(guard);
         }
     }
@@ -533,11 +530,8 @@ fn opening_late_keeps_a_changed_entry() {
         let version = world.ask();
         match world.join() {
             Joined::Found(answer) => Some(answer.into()),
-            Joined::Follower(waiter) => world.await_flight(waiter, Outcome::Coalesced),
-            Joined::Leader(guard, waiter) => {
-                world.complete(guard, sent, version);
-                world.await_flight(waiter, Outcome::Miss)
-            }
+            Joined::Follower(waiter) => world.await_flight(waiter),
+            Joined::Leader(guard) => world.lead(guard, sent, version),
         }
     };
     let threads: &[Act] = &[World::read, World::change_and_read];

@@ -525,6 +525,31 @@ fn oversized_reply_is_forwarded_and_not_kept() {
     assert_eq!(proxy.metrics().value("redis_proxy_replies_entries"), Some(0.0));
 }
 
+/// Its first read is forwarded, because the reply is large. Its second one opens a flight, which
+/// another client joins.
+#[test]
+fn client_that_reads_no_reply_delays_no_other_reader() {
+    let ways =
+        RespPair::between(|server| server, &format!("{LASTING}\ncache.max_reply = \"1KiB\""));
+    if ways.proxy().is_none() {
+        return;
+    }
+    // More than the buffers of the sockets hold.
+    let part = vec![b'x'; 1 << 20];
+    for _ in 0..32 {
+        ways.behind().command(&[&b"RPUSH"[..], b"l", &part]);
+    }
+    ways.behind().command(&["SET", "k", "value"]);
+    let mut stalled = RespClient::connect(ways.through());
+    let mut other = RespClient::connect(ways.through());
+    stalled.send([command(&["LRANGE", "l", "0", "-1"]), command(&["GET", "k"])].concat());
+    eventually("the large reply is forwarded", || {
+        (calls(&ways, "LRANGE") == 2 && calls(&ways, "GET") == 1).then_some(())
+    });
+    assert_eq!(other.query(&["GET", "k"]), b"$5\r\nvalue\r\n");
+    assert_eq!(calls(&ways, "GET"), 1);
+}
+
 /// Kept replies of very different sizes replace each other, several times as many as fit.
 #[test]
 fn reply_memory_stays_within_its_bound_under_churn() {
