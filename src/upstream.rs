@@ -84,11 +84,15 @@ impl Upstream {
             Self::Standalone(cache, backend) => {
                 cache.get_or_fetch(key, mode, |key| backend.clone().fetch(key)).await
             }
+            // Boxed. Otherwise every read of one Redis would be moved and stored with room for it.
             Self::Cluster(cluster) => {
-                let shard =
-                    cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
-                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
-                shard.cache.get_or_fetch(key, mode, fetch).await
+                Box::pin(async {
+                    let shard =
+                        cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
+                    let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
+                    shard.cache.get_or_fetch(key, mode, fetch).await
+                })
+                .await
             }
         }
     }

@@ -56,8 +56,8 @@ impl Shared {
             Asking::No => SentRead::Value(key),
             Asking::Yes => SentRead::AskedValue(key),
         };
-        self.read_twice(read, deadline, |established, _| {
-            self.fetch_once(established, key, asking, deadline, &room)
+        self.read_twice(read, deadline, |(connection, tracking), _| {
+            self.fetch_once(connection, tracking.is_some(), key, asking, deadline, &room)
         })
         .await
     }
@@ -108,21 +108,21 @@ impl Shared {
         send: impl Fn(Established, Attempt) -> F,
     ) -> Result<T, BackendError> {
         let _turn = self.acquire_permit(deadline).await?;
-        let established = self.established(deadline).await?;
-        // Looked up once there is a connection. By then the reads that lost the last one are
-        // suspects.
-        let (slot, established, is_late) = if self.is_free(read) {
-            (None, established, false)
-        } else {
-            let slot = Box::pin(self.admit(read, deadline)).await?;
-            // The connection may have been lost meanwhile, and its end not be published yet. Then
-            // this read was not pending.
-            let established = self.established(deadline).await?;
-            let is_late = established.0.is_closed();
-            (slot, established, is_late)
-        };
-        let connection = established.0.clone();
-        match send(established, Attempt::First).await {
+        let (mut slot, mut is_late) = (None, false);
+        let connection;
+        // A block, so that the task of a fetch has no room for what only its start needs.
+        let first = {
+            let mut established = self.established(deadline).await?;
+            // Asked once there is a connection. By then the reads that lost the last one are
+            // suspects.
+            if !self.is_free(read) {
+                (slot, established, is_late) = Box::pin(self.admit_first(read, deadline)).await?;
+            }
+            connection = established.0.clone();
+            send(established, Attempt::First)
+        }
+        .await;
+        match first {
             Err(BackendError::Disconnected) => {
                 drop(slot);
                 Box::pin(async {
@@ -146,6 +146,21 @@ impl Shared {
             }
             answer => answer,
         }
+    }
+
+    /// Waits until the first attempt of a read may be sent. Returns its slot, the connection, and
+    /// whether that has ended already.
+    async fn admit_first(
+        &self,
+        read: SentRead<'_>,
+        deadline: Instant,
+    ) -> Result<(Option<SemaphorePermit<'_>>, Established, bool), BackendError> {
+        let slot = self.admit(read, deadline).await?;
+        // The connection may have been lost meanwhile, and its end not be published yet. Then this
+        // read was not pending.
+        let established = self.established(deadline).await?;
+        let is_late = established.0.is_closed();
+        Ok((slot, established, is_late))
     }
 
     /// Whether a read may be sent at once: no suspicion and no bound applies to it.
@@ -203,27 +218,38 @@ impl Shared {
         turn.ok().and_then(Result::ok).ok_or(BackendError::TimedOut)
     }
 
+    /// Fetches a value over this connection. With tracking, no transaction is needed.
     async fn fetch_once(
         &self,
-        (connection, tracking): Established,
+        connection: Multiplexed,
+        is_tracked: bool,
+        key: &Key,
+        asking: Asking,
+        deadline: Instant,
+        room: &Mutex<Option<Reservation>>,
+    ) -> Result<FetchedValue, BackendError> {
+        if is_tracked && asking == Asking::No {
+            let command = FetchCommand::GetPttlTracked;
+            return self.execute(command, &connection, key, deadline, room).await;
+        }
+        Box::pin(self.fetch_untracked(&connection, key, asking, deadline, room)).await
+    }
+
+    async fn fetch_untracked(
+        &self,
+        connection: &Multiplexed,
         key: &Key,
         asking: Asking,
         deadline: Instant,
         room: &Mutex<Option<Reservation>>,
     ) -> Result<FetchedValue, BackendError> {
         if asking == Asking::Yes {
-            return self.execute(FetchCommand::Asking, &connection, key, deadline, room).await;
+            return self.execute(FetchCommand::Asking, connection, key, deadline, room).await;
         }
-        if tracking.is_some() {
-            return self
-                .execute(FetchCommand::GetPttlTracked, &connection, key, deadline, room)
-                .await;
-        }
-        match self.execute(FetchCommand::Transaction, &connection, key, deadline, room).await {
+        match self.execute(FetchCommand::Transaction, connection, key, deadline, room).await {
             // Redis short of memory queues no command in a transaction, but still reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
-                Box::pin(self.execute(FetchCommand::GetPttl, &connection, key, deadline, room))
-                    .await
+                self.execute(FetchCommand::GetPttl, connection, key, deadline, room).await
             }
             answer => answer,
         }

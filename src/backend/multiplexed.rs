@@ -281,14 +281,14 @@ impl Multiplexed {
     ///
     /// # Errors
     /// The errors of [`send_batch`](Self::send_batch).
-    pub(super) async fn send_fetch(
+    pub(super) fn send_fetch(
         &self,
         deadline: Option<Instant>,
         room: ValueRoom,
         write: impl FnOnce(&mut BytesMut) -> usize,
-    ) -> Result<Replies, BackendError> {
+    ) -> impl Future<Output = Result<Replies, BackendError>> {
         let write = |queue: &mut SubmitQueue| (write(&mut queue.commands), OnComplete::Reply);
-        self.submit(deadline, room, write).await
+        self.submit(deadline, room, write)
     }
 
     /// Sends commands as [`send_batch`](Self::send_batch) does, and returns the last reply apart
@@ -343,13 +343,13 @@ impl Multiplexed {
     ///
     /// # Errors
     /// The errors of [`send_batch`](Self::send_batch).
-    pub(super) async fn fetch_value(
+    pub(super) fn fetch_value(
         &self,
         deadline: Option<Instant>,
         room: ValueRoom,
         key: &Key,
-    ) -> Result<Replies, BackendError> {
-        self.submit(deadline, room, |queue| queue.write_value(key)).await
+    ) -> impl Future<Output = Result<Replies, BackendError>> {
+        self.submit(deadline, room, |queue| queue.write_value(key))
     }
 
     async fn submit(

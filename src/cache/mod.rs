@@ -269,7 +269,9 @@ impl<E: FetchError> Cache<E> {
     {
         let shared = &self.0;
         if shared.terms_of(key).mode == RuleMode::Off {
-            return self.bypass(fetch(Key::from(key)).instrument(spans::fetch_span())).await;
+            // Boxed. Otherwise every read would be moved and stored with room for this fetch.
+            let fetch = Box::pin(fetch(Key::from(key)).instrument(spans::fetch_span()));
+            return self.bypass(fetch).await;
         }
         let arrived_at = Instant::now();
         // `join` looks in memory again. A caller that expects a hit calls `lookup` first, which is
