@@ -499,6 +499,30 @@ def threads_on_one_core(bench):
         bench.take_turns(ONE_CORE, runs | {LIMIT: (limit, wrk(bench, limit))})
 
 
+MANY_THREADS = "16 worker threads"
+
+
+def workers_case(what):
+    return f"many threads, {what}"
+
+
+def many_threads(bench):
+    """Sixteen worker threads and two, on the same cores, beside the load. A lock for which threads queue would cost reads/s."""
+    keys = range(load.KEYS)
+    with Stage(bench, keys) as stage:
+        proxies = {name: stage.proxy(cores=set(CORES), workers=count) for name, count in ((THREADS[2], 2), (MANY_THREADS, 16))}
+        for proxy in proxies.values():
+            load.warm(proxy, keys)
+        runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
+        limit = stage.keep(contestants.start_bare_http(stage.directory, b"x" * VALUE, set(CORES)))
+        bench.take_turns(workers_case("http"), runs | {LIMIT: (limit, wrk(bench, limit))})
+        limit = stage.limit(set(CORES))
+        for pipeline in (1, 16):
+            runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
+            runs[LIMIT] = (limit, gets(bench, limit.port, 32, pipeline))
+            bench.take_turns(workers_case(f"resp P={pipeline}"), runs)
+
+
 def beside_processes(bench, proxies, nginx, limits):
     """Two worker threads beside two processes of one, which share nothing but the machine. All have the same load, of two
     clients of half the connections each; two processes have one client each."""
@@ -703,6 +727,7 @@ CASES = {
     "caches": caches,
     "memtier": memtier,
     "threads": threads,
+    "many_threads": many_threads,
     "keys": keys,
     "misses": misses,
     "memory": memory,

@@ -15,8 +15,9 @@ from statistics import median
 
 import install
 from cases import (
-    BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_NAMES, MISSES_HTTP, MISSES_RESP, NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE,
-    PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS, caches_case, churn_case, replies_case,
+    BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_NAMES, MANY_THREADS, MISSES_HTTP, MISSES_RESP, NGINX_PROCESSES,
+    NGINX_WORKERS, ONE_CORE, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS, caches_case, churn_case,
+    replies_case, workers_case,
 )
 from contestants import (
     BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FIXED, NGINX_LRUCACHE,
@@ -66,6 +67,11 @@ def two_threads(what, case):
 def threads_apart(what, case):
     what = f"2 worker threads : 2 processes of one, CPU of a hit, {what}"
     return Target(what, f"threads beside processes, {case}", THREADS[2], PROCESSES, 1.15, 1.05)
+
+
+def many_threads(what, case):
+    what = f"16 worker threads : 2, reads/s, {what}"
+    return Target(what, workers_case(case), MANY_THREADS, THREADS[2], 0.9, 1.0, "rate", is_floor=True)
 
 
 def many_keys(pipeline):
@@ -128,6 +134,9 @@ TARGETS = [
     threads_apart("HTTP", "http"),
     threads_apart("RESP P=1", "resp P=1"),
     threads_apart("RESP P=16", "resp P=16"),
+    many_threads("HTTP", "http"),
+    many_threads("RESP P=1", "resp P=1"),
+    many_threads("RESP P=16", "resp P=16"),
     many_keys(1),
     many_keys(16),
     churn(32),
