@@ -476,12 +476,17 @@ def threads(bench):
         # Tells whether the proxy or the machine causes the cost of a second thread.
         runs |= {name: (server, wrk(bench, server)) for name, server in zip(NGINX_WORKERS.values(), nginx)}
         bench.take_turns("threads, http", runs)
-        for pipeline in (1, 16):
-            runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
-            runs[LIMIT] = (limits[1], gets(bench, limits[1].port, 32, pipeline))
-            bench.take_turns(f"threads, resp P={pipeline}", runs)
+        threads_over_resp(bench, "threads", proxies, limits[1])
         beside_processes(bench, (one, two, other), nginx, limits)
     threads_on_one_core(bench)
+
+
+def threads_over_resp(bench, case, proxies, limit):
+    """The same proxies over RESP, alone and in a pipeline, beside the limit."""
+    for pipeline in (1, 16):
+        runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
+        runs[LIMIT] = (limit, gets(bench, limit.port, 32, pipeline))
+        bench.take_turns(f"{case}, resp P={pipeline}", runs)
 
 
 ONE_CORE = "threads on one core, http"
@@ -499,11 +504,7 @@ def threads_on_one_core(bench):
         bench.take_turns(ONE_CORE, runs | {LIMIT: (limit, wrk(bench, limit))})
 
 
-MANY_THREADS = "16 worker threads"
-
-
-def workers_case(what):
-    return f"many threads, {what}"
+MANY, MANY_THREADS = "many threads", "16 worker threads"
 
 
 def many_threads(bench):
@@ -515,12 +516,8 @@ def many_threads(bench):
             load.warm(proxy, keys)
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
         limit = stage.keep(contestants.start_bare_http(stage.directory, b"x" * VALUE, set(CORES)))
-        bench.take_turns(workers_case("http"), runs | {LIMIT: (limit, wrk(bench, limit))})
-        limit = stage.limit(set(CORES))
-        for pipeline in (1, 16):
-            runs = {name: (proxy, gets(bench, proxy.resp_port, 32, pipeline)) for name, proxy in proxies.items()}
-            runs[LIMIT] = (limit, gets(bench, limit.port, 32, pipeline))
-            bench.take_turns(workers_case(f"resp P={pipeline}"), runs)
+        bench.take_turns(f"{MANY}, http", runs | {LIMIT: (limit, wrk(bench, limit))})
+        threads_over_resp(bench, MANY, proxies, stage.limit(set(CORES)))
 
 
 def beside_processes(bench, proxies, nginx, limits):

@@ -15,9 +15,9 @@ from statistics import median
 
 import install
 from cases import (
-    BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_NAMES, MANY_THREADS, MISSES_HTTP, MISSES_RESP, NGINX_PROCESSES,
-    NGINX_WORKERS, ONE_CORE, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS, caches_case, churn_case,
-    replies_case, workers_case,
+    BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_NAMES, MANY, MANY_THREADS, MISSES_HTTP, MISSES_RESP,
+    NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS, caches_case,
+    churn_case, replies_case,
 )
 from contestants import (
     BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FIXED, NGINX_LRUCACHE,
@@ -71,7 +71,7 @@ def threads_apart(what, case):
 
 def many_threads(what, case):
     what = f"16 worker threads : 2, reads/s, {what}"
-    return Target(what, workers_case(case), MANY_THREADS, THREADS[2], 0.9, 1.0, "rate", is_floor=True)
+    return Target(what, f"{MANY}, {case}", MANY_THREADS, THREADS[2], 0.9, 1.0, "rate", is_floor=True)
 
 
 def many_keys(pipeline):
