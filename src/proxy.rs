@@ -11,8 +11,8 @@ use crate::backend::{
     BackendError, CacheIdentity, ConnectAs, EpochStream, FenceResult, ReplyRequest,
 };
 use crate::cache::{
-    Answer, CacheClock, Coherence, KeptReply, KeyState, LookupTime, LookupUse, Outcome, Purge,
-    ReadMode, ReplyResult, RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
+    Answer, CacheClock, Coherence, Entry, Hit, KeptReply, KeyState, LookupTime, LookupUse, Outcome,
+    Purge, ReadMode, ReplyResult, RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::metrics::{
@@ -176,6 +176,18 @@ impl Proxy {
         self.upstream.lookup(key, now, purpose)
     }
 
+    /// Looks up these keys in memory only, in their order, until `each` returns false. The caller
+    /// [counts](Self::record) the reads.
+    #[inline]
+    pub fn lookup_each<'a>(
+        &self,
+        keys: &[&'a [u8]],
+        now: LookupTime,
+        each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+    ) {
+        self.upstream.lookup_each(keys, now, each);
+    }
+
     /// Returns the kept reply to `command`. `key` is its first key. The caller
     /// [counts](Self::record) the read.
     #[inline]
@@ -272,10 +284,11 @@ impl Proxy {
 
     /// Counts a key of a [lookup](Self::lookup) for the list of hot keys, and samples the answer to
     /// be verified.
-    pub fn count_hit(&self, key: &[u8], answer: &Answer, now: Instant) {
+    #[inline]
+    pub fn count_hit(&self, key: &[u8], entry: &Entry, now: Instant) {
         self.hot_keys.count(key, now);
         if self.verifier.is_sampled() {
-            self.verifier.add_entry(&answer.entry, now);
+            self.verifier.add_entry(entry, now);
         }
     }
 

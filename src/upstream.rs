@@ -15,9 +15,9 @@ use crate::backend::{
     ReplyRequest,
 };
 use crate::cache::{
-    Answer, Cache, CacheClock, Coherence, Entry, FetchedReply, KeptReply, KeyState, LookupTime,
-    LookupUse, Outcome, Purge, ReadMode, RefreshResult, Refreshes, Reply, ReplyRead, ReplyResult,
-    RuleMode, RuleRead, Rules, Settings, Statistics,
+    Answer, Cache, CacheClock, Coherence, Entry, FetchedReply, Hit, KeptReply, KeyState,
+    LookupTime, LookupUse, Outcome, Purge, ReadMode, RefreshResult, Refreshes, Reply, ReplyRead,
+    ReplyResult, RuleMode, RuleRead, Rules, Settings, Statistics,
 };
 use crate::cluster::Cluster;
 use crate::key::Key;
@@ -208,6 +208,26 @@ impl Upstream {
         match self {
             Self::Standalone(cache, _) => lookup(cache),
             Self::Cluster(cluster) => cluster.lookup(key, lookup),
+        }
+    }
+
+    /// Looks up these keys in memory only, in their order, until `each` returns false. The caller
+    /// counts the reads.
+    #[inline]
+    pub fn lookup_each<'a>(
+        &self,
+        keys: &[&'a [u8]],
+        now: LookupTime,
+        mut each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+    ) {
+        match self {
+            Self::Standalone(cache, _) => cache.lookup_each(keys, now, each),
+            // Each key may be in another cache.
+            Self::Cluster(_) => {
+                let mut lookup =
+                    |key| each(key, self.lookup(key, now, LookupUse::Serve).map(Hit::from));
+                _ = keys.iter().all(|key| lookup(key));
+            }
         }
     }
 

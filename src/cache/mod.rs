@@ -16,6 +16,7 @@ mod check;
 mod entry;
 mod flight;
 mod in_flight;
+mod key_group;
 mod leader_fetch;
 mod lease;
 mod lru;
@@ -53,6 +54,7 @@ pub use self::entry::{Entry, Freshness, Value};
 use self::flight::{FlightGuard, FlightWaiter, Flights, Joined};
 pub use self::in_flight::FetchedBytes;
 pub(crate) use self::in_flight::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
+pub use self::key_group::KeyGroup;
 use self::leader_fetch::LeaderFetch;
 use self::lease::Lease;
 pub use self::lease::{Coherence, Validity};
@@ -68,13 +70,14 @@ pub use self::reply_reads::{KeptReply, ReplyRead};
 pub use self::rules::Rules;
 use self::rules::{RuleSet, Terms};
 pub use self::settings::{CoherenceMode, KeyPrefix, KeyRule, Policy, RuleMode, Settings};
-use self::store::{Removed, Store};
+pub use self::store::TOGETHER;
+use self::store::{Reader, Removed, Store};
 use self::sync::{Mutex, Swapped, lock};
 pub use self::ttl::NegativeTtl;
 use self::ttl::{CurrentTtls, Ttls};
 use self::types::EvictionCounters;
 pub use self::types::{
-    Answer, CacheClock, Cancelled, EvictionCause, FetchError, Fetched, LookupTime, LookupUse,
+    Answer, CacheClock, Cancelled, EvictionCause, FetchError, Fetched, Hit, LookupTime, LookupUse,
     MemoryStatistics, Outcome, ReadMode, ReplyStatistics, RuleId, RuleOutcome, RuleRead,
     Statistics, WalkPosition,
 };
@@ -121,13 +124,13 @@ impl Contents {
     #[expect(clippy::inline_always, reason = "otherwise a hit costs 30 instructions more")]
     #[inline(always)]
     fn answer(
-        &self,
-        key: &[u8],
+        reader: &Reader<'_>,
+        key: (&[u8], u64),
         now: u64,
         validity: Validity,
         terms: impl FnOnce() -> (Ttls, RuleId),
     ) -> Option<Answer> {
-        let entry = self.get(key, now)?;
+        let entry = reader.get(key, now)?;
         let (ttls, rule) = terms();
         let freshness = entry.freshness(now, ttls, validity);
         if !matches!(freshness, Freshness::Fresh { .. }) {
@@ -237,6 +240,18 @@ impl<E: FetchError> Cache<E> {
     /// Returns the fresh entry for `key` that a lookup for this purpose finds. Never fetches.
     pub fn lookup_for(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
         self.0.lookup(key, now.0, purpose)
+    }
+
+    /// Looks up these keys as [`lookup_for`](Self::lookup_for) does, in their order, until `each`
+    /// returns false. Their memory is fetched together ([`TOGETHER`]).
+    #[inline]
+    pub fn lookup_each<'a>(
+        &self,
+        keys: &[&'a [u8]],
+        now: LookupTime,
+        each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+    ) {
+        self.0.lookup_each(keys, now.0, each);
     }
 
     /// Returns the rules in force.
@@ -686,15 +701,55 @@ impl<E: FetchError> Shared<E> {
     fn lookup(&self, key: &[u8], now: u64, purpose: LookupUse) -> Option<Answer> {
         let validity = self.lease.validity(now);
         let contents = self.store.load();
+        let (reader, key) = (contents.reader(), (key, contents.hash_of(key)));
+        self.lookup_in(&contents, &reader, key, now, validity, purpose)
+    }
+
+    /// Looks up these keys until `each` returns false. Lease and store are read once for all of
+    /// them, in the order of invariant C1.
+    fn lookup_each<'a>(
+        &self,
+        keys: &[&'a [u8]],
+        now: u64,
+        mut each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+    ) {
+        let validity = self.lease.validity(now);
+        let contents = self.store.load();
+        let reader = contents.reader();
+        for keys in keys.chunks(TOGETHER) {
+            for (key, hash) in keys.iter().zip(contents.prefetch(keys)) {
+                let purpose = LookupUse::Serve;
+                let answer =
+                    self.lookup_in(&contents, &reader, (key, hash), now, validity, purpose);
+                if !each(key, answer.map(Hit::from)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    #[expect(clippy::inline_always, reason = "most callers need only a part of the answer")]
+    #[inline(always)]
+    fn lookup_in(
+        &self,
+        contents: &Contents,
+        reader: &Reader<'_>,
+        key: (&[u8], u64),
+        now: u64,
+        validity: Validity,
+        purpose: LookupUse,
+    ) -> Option<Answer> {
         let Some(rules) = &contents.rules else {
-            return contents.answer(key, now, validity, || (self.ttls.get(), RuleId::NONE));
+            return Contents::answer(reader, key, now, validity, || {
+                (self.ttls.get(), RuleId::NONE)
+            });
         };
-        let terms = rules.find(key);
+        let terms = rules.find(key.0);
         if terms.is_plain {
-            return contents.answer(key, now, validity, || (terms.ttls, terms.id));
+            return Contents::answer(reader, key, now, validity, || (terms.ttls, terms.id));
         }
         if terms.allows(purpose) {
-            self.answer_by_rule(&contents, key, now, validity, terms)
+            self.answer_by_rule(reader, key, now, validity, terms)
         } else {
             None
         }
@@ -705,17 +760,17 @@ impl<E: FetchError> Shared<E> {
     #[inline(never)]
     fn answer_by_rule(
         &self,
-        contents: &Contents,
-        key: &[u8],
+        reader: &Reader<'_>,
+        key: (&[u8], u64),
         now: u64,
         validity: Validity,
         terms: &Terms,
     ) -> Option<Answer> {
-        let answer = contents.answer(key, now, validity, || (terms.ttls, terms.id))?;
+        let answer = Contents::answer(reader, key, now, validity, || (terms.ttls, terms.id))?;
         if terms.refreshes {
             answer.entry.count_read();
             if answer.entry.is_due(now, terms.ttls, validity) && answer.entry.request_refresh() {
-                self.request_refresh(key);
+                self.request_refresh(key.0);
             }
         }
         Some(answer)

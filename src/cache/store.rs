@@ -30,6 +30,9 @@ use super::thread_cache::ThreadCache;
 use super::types::{EvictionCause, EvictionCounters};
 use crate::sync::lock;
 
+/// The number of keys that are looked up together. Their memory is fetched at the same time.
+pub const TOGETHER: usize = 16;
+
 /// Many tables, so contention is rare and no scan of one table delays readers. The model checker
 /// creates a store for each order of steps, so it uses one table.
 const TABLES: usize = if cfg!(feature = "shuttle") { 1 } else { 512 };
@@ -59,6 +62,40 @@ type Table = HashTable<Entry>;
 pub(super) struct Removed {
     /// Whether it was read from memory more than once since its fetch, if its rule counts that.
     pub(super) was_hot: bool,
+}
+
+/// The store, as one thread reads it.
+pub(super) struct Reader<'a> {
+    store: &'a Store,
+    reads: &'a ReadBuffer,
+    thread_cache: Option<&'a RefCell<ThreadCache>>,
+}
+
+impl Reader<'_> {
+    /// Returns the entry for a key with this hash, and records a read at `now`, in nanoseconds on
+    /// the cache's clock.
+    pub(super) fn get(&self, (key, hash): (&[u8], u64), now: u64) -> Option<Entry> {
+        preemption_point();
+        let Self { store, reads, thread_cache } = self;
+        let entry = if let Some(entry) =
+            thread_cache.and_then(|thread_cache| thread_cache.borrow().get(key, hash).cloned())
+        {
+            entry
+        } else {
+            let entry = store.table(hash).find(hash, |entry| entry.key() == key)?.clone();
+            if let Some(thread_cache) = thread_cache {
+                thread_cache.borrow_mut().offer(&entry, hash);
+            }
+            entry
+        };
+        let read = ReadRecord { at: now, index: entry.lru_index(), tag: hash_tag(hash) };
+        if !reads.push(read)
+            && let Ok(mut lru) = store.lru.try_lock()
+        {
+            lru.apply_reads(Some(read));
+        }
+        Some(entry)
+    }
 }
 
 impl Store {
@@ -115,28 +152,14 @@ impl Store {
     /// Returns the entry for `key` and records a read at `now`, in nanoseconds on the cache's
     /// clock.
     pub(super) fn get(&self, key: &[u8], now: u64) -> Option<Entry> {
-        preemption_point();
-        let hash = self.hash_of(key);
+        self.reader().get((key, self.hash_of(key)), now)
+    }
+
+    /// Returns what this thread reads with.
+    #[inline]
+    pub(super) fn reader(&self) -> Reader<'_> {
         let reads = self.reads.get_or(|| lock(&self.lru).register_thread());
-        let thread_cache = self.thread_cache(reads);
-        let entry = if let Some(entry) =
-            thread_cache.and_then(|thread_cache| thread_cache.borrow().get(key, hash).cloned())
-        {
-            entry
-        } else {
-            let entry = self.table(hash).find(hash, |entry| entry.key() == key)?.clone();
-            if let Some(thread_cache) = thread_cache {
-                thread_cache.borrow_mut().offer(&entry, hash);
-            }
-            entry
-        };
-        let read = ReadRecord { at: now, index: entry.lru_index(), tag: hash_tag(hash) };
-        if !reads.push(read)
-            && let Ok(mut lru) = self.lru.try_lock()
-        {
-            lru.apply_reads(Some(read));
-        }
-        Some(entry)
+        Reader { store: self, reads, thread_cache: self.thread_cache(reads) }
     }
 
     /// Returns the thread cache, or `None` if this thread has read too little of this store to be
@@ -155,16 +178,28 @@ impl Store {
     }
 
     /// Prefetches the memory of these keys, which the caller will read one by one (invariant S4).
+    /// Returns the hashes of the first [`TOGETHER`] of them.
     ///
     /// Acquiring a lock waits for outstanding loads. The tables of keys outside the thread cache
     /// are therefore locked first and read afterwards. A table that another thread holds is
     /// skipped.
-    pub(super) fn prefetch(&self, keys: &[&[u8]]) {
-        let Some(thread_cache) = self.thread_caches.get() else { return };
-        let misses = thread_cache.borrow().prefetch(keys.iter().map(|key| self.hash_of(key)));
-        if misses.len() < 2 {
-            return;
+    pub(super) fn prefetch(&self, keys: &[&[u8]]) -> [u64; TOGETHER] {
+        let mut hashes = [0; TOGETHER];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = self.hash_of(key);
         }
+        if keys.len() > 1
+            && let Some(thread_cache) = self.thread_caches.get()
+        {
+            let misses = thread_cache.borrow().prefetch(&hashes[..keys.len().min(TOGETHER)]);
+            if misses.len() > 1 {
+                self.prefetch_tables(&misses);
+            }
+        }
+        hashes
+    }
+
+    fn prefetch_tables(&self, misses: &[u64]) {
         let open = |hash: &u64| Some((self.table_of(*hash).try_lock().ok()?, *hash));
         let tables: Vec<_> = misses.iter().filter_map(open).collect();
         let found: Vec<&Entry> =
@@ -236,7 +271,7 @@ impl Store {
     /// Returns the hash of a key, without the bits that the list's nodes have no room for.
     /// Otherwise an eviction could not find the key in its table by the hash in its node.
     #[inline]
-    fn hash_of(&self, key: &[u8]) -> u64 {
+    pub(super) fn hash_of(&self, key: &[u8]) -> u64 {
         hash_bits(self.hasher.hash_one(key))
     }
 
@@ -505,6 +540,8 @@ mod tests {
         // Each key twice, so its table too; and a key that is not in the store.
         let unknown = key(999);
         let names: Vec<_> = keys.iter().chain(&keys).chain([&unknown]).map(Key::as_bytes).collect();
+        let prefetch =
+            |store: &Store| names.chunks(TOGETHER).for_each(|keys| _ = store.prefetch(keys));
         let (locked, is_locked) = std::sync::mpsc::channel();
         let (foreseen, is_foreseen) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -517,10 +554,10 @@ mod tests {
                     .expect("it waited for a table");
             });
             is_locked.recv().unwrap();
-            store.prefetch(&names);
+            prefetch(store);
             foreseen.send(()).unwrap();
         });
-        store.prefetch(&names);
+        prefetch(&store);
         store.set_limits(0, Policy::Lru);
         assert_eq!((store.evict_surplus(), store.collect_where(|_| true).len()), (20, 0));
     }

@@ -57,14 +57,14 @@ impl ThreadCache {
     /// Touches the entries with these hashes and returns the hashes that are not here. No load
     /// depends on the previous one, so the processor fetches all of them from memory at the same
     /// time.
-    pub(super) fn prefetch(&self, hashes: impl Iterator<Item = u64>) -> Vec<u64> {
+    pub(super) fn prefetch(&self, hashes: &[u64]) -> Vec<u64> {
         let (mut touched, mut misses) = (0, Vec::new());
         for hash in hashes {
-            let (set, tag) = (&self.0[self.set(hash)], hash_tag(hash));
+            let (set, tag) = (&self.0[self.set(*hash)], hash_tag(*hash));
             let found = set.tags.iter().zip(&set.entries).find(|(other, _)| **other == tag);
             match found.and_then(|(_, entry)| entry.as_ref()) {
                 Some(entry) => touched ^= entry.touch(),
-                None => misses.push(hash),
+                None => misses.push(*hash),
             }
         }
         std::hint::black_box(touched);

@@ -345,6 +345,24 @@ pub struct Answer {
     pub rule: RuleId,
 }
 
+/// A fresh entry in memory: the part of an [`Answer`] that a reply to a Redis client needs.
+#[derive(Debug)]
+pub struct Hit {
+    /// The reply of Redis.
+    pub entry: Entry,
+    /// The source of the answer.
+    pub outcome: Outcome,
+    /// The rule of the key.
+    pub rule: RuleId,
+}
+
+impl From<Answer> for Hit {
+    #[inline]
+    fn from(Answer { entry, outcome, rule, .. }: Answer) -> Self {
+        Self { entry, outcome, rule }
+    }
+}
+
 impl Answer {
     /// Creates an answer at `now`, in nanoseconds on the cache's clock.
     #[inline]

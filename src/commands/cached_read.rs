@@ -17,18 +17,23 @@ use super::rule_reads::RuleReads;
 use super::table::Class;
 use super::time_to_live::TimeUnit;
 use crate::backend::BackendError;
-use crate::cache::{Answer, LookupTime, LookupUse, Outcome, ReadMode, Reply, RuleId};
+use crate::cache::{
+    Answer, Entry, Hit, KeyGroup, LookupTime, LookupUse, Outcome, ReadMode, Reply, RuleId,
+};
 use crate::metrics::{FrontEnd, Kind};
-use crate::net::WriteBuf;
+use crate::net::{WriteBuf, ZERO_COPY_MIN};
 use crate::protocol::{
-    Arguments, Protocol, ReplyFrame, Resp2Form, parse_integer, write_array_length, write_bulk,
-    write_bulk_length, write_integer, write_null, write_resp2,
+    Arguments, BULK_OVERHEAD, Protocol, ReplyFrame, Resp2Form, parse_integer, write_array_length,
+    write_bulk, write_bulk_length, write_integer, write_null, write_resp2,
 };
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
 
 /// The most keys of one command that are fetched one by one. Redis replies to more of them at once.
 const MAX_FETCHES: usize = 256;
+
+/// The entries of several keys, and the outcome and rule of each.
+type Entries = (Vec<Option<Entry>>, Vec<(Outcome, RuleId)>);
 
 /// A read with the right number of arguments.
 #[derive(Debug, Clone, Copy)]
@@ -41,13 +46,13 @@ pub(super) struct CacheableRead<'a> {
 #[derive(Debug)]
 pub enum CachedReply {
     /// The value of a key.
-    Value(Answer),
+    Value(Entry),
     /// One value for each key; `None`: the key holds another type.
-    Values(Vec<Option<Answer>>),
+    Values(Vec<Option<Entry>>),
     /// An integer.
     Number(usize),
     /// Some bytes of a value.
-    Part(Answer, Range<usize>),
+    Part(Entry, Range<usize>),
     /// A kept reply.
     Kept(Arc<Reply>, Kind),
     /// A reply that follows from a kept one. Boxed, because it is larger than the others.
@@ -101,30 +106,51 @@ impl<'a> CacheableRead<'a> {
         lookup_time: LookupTime,
         mut count: impl FnMut(Outcome, RuleId),
     ) -> Option<CachedReply> {
-        let lookup = |key: &[u8]| memory.lookup(key, lookup_time, LookupUse::Serve);
         if self.has_many_keys() {
-            let answers = self.arguments.skip(1).map(|key| lookup(key).map(Some));
-            let answers = answers.collect::<Option<Vec<_>>>()?;
-            for (key, answer) in self.arguments.skip(1).zip(answers.iter().flatten()) {
-                count(answer.outcome, answer.rule);
-                memory.count_hit(key, answer, now);
+            let (entries, counts) = self.lookup_many(memory, lookup_time)?;
+            for (outcome, rule) in counts {
+                count(outcome, rule);
+            }
+            for (key, entry) in self.keys().zip(entries.iter().flatten()) {
+                memory.count_hit(key, entry, now);
             }
             return Some(if self.class == Class::Mget {
-                CachedReply::Values(answers)
+                CachedReply::Values(entries)
             } else {
-                CachedReply::Number(present(&answers))
+                CachedReply::Number(present(&entries))
             });
         }
-        let answer = lookup(self.arguments.get(1))?;
+        let Answer { entry, outcome, rule, .. } =
+            memory.lookup(self.arguments.get(1), lookup_time, LookupUse::Serve)?;
         let part =
-            if self.class == Class::Getrange { Some(self.part(length(&answer))?) } else { None };
-        count(answer.outcome, answer.rule);
-        memory.count_hit(self.arguments.get(1), &answer, now);
+            if self.class == Class::Getrange { Some(self.part(length(&entry))?) } else { None };
+        count(outcome, rule);
+        memory.count_hit(self.arguments.get(1), &entry, now);
         Some(match (self.class, part) {
-            (Class::Strlen, _) => CachedReply::Number(length(&answer)),
-            (_, Some(part)) => CachedReply::Part(answer, part),
-            _ => CachedReply::Value(answer),
+            (Class::Strlen, _) => CachedReply::Number(length(&entry)),
+            (_, Some(part)) => CachedReply::Part(entry, part),
+            _ => CachedReply::Value(entry),
         })
+    }
+
+    /// Returns the entries of all keys with their outcomes and rules, if memory has them all.
+    fn lookup_many(&self, memory: &impl Memory, time: LookupTime) -> Option<Entries> {
+        let count = self.key_count();
+        let (mut entries, mut counts) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut keys = self.keys();
+        while entries.len() < count {
+            let (group, before) = (KeyGroup::take_from(&mut keys), entries.len());
+            memory.lookup_each(group.as_slice(), time, |_, hit| {
+                let Some(Hit { entry, outcome, rule }) = hit else { return false };
+                entries.push(Some(entry));
+                counts.push((outcome, rule));
+                true
+            });
+            if entries.len() < before + group.as_slice().len() {
+                return None;
+            }
+        }
+        Some((entries, counts))
     }
 
     /// Returns the rules of the keys of a read that is forwarded.
@@ -132,7 +158,7 @@ impl<'a> CacheableRead<'a> {
         RuleReads::new(memory, self.keys(), |key| {
             let answer = memory.lookup(key, time, LookupUse::Observe);
             answer.is_some_and(|answer| {
-                self.class != Class::Getrange || self.part(length(&answer)).is_some()
+                self.class != Class::Getrange || self.part(length(&answer.entry)).is_some()
             })
         })
     }
@@ -212,7 +238,7 @@ async fn fetch_one(key: Bytes, front_end: FrontEnd, proxy: Proxy, command: Bytes
     let span = spans::command_span("GET");
     let answer = proxy.get_missed(front_end, &key, &span).instrument(span.clone());
     match answer.await {
-        Ok(answer) => FetchOutcome::Reply(CachedReply::Value(answer)),
+        Ok(answer) => FetchOutcome::Reply(CachedReply::Value(answer.entry)),
         Err(error) => FetchOutcome::failed(error, command),
     }
 }
@@ -226,15 +252,15 @@ async fn fetch_many(
     let span = spans::command_span("MGET");
     // Some of them may be in memory.
     let fetches = keys.iter().map(|key| proxy.get(front_end, key, ReadMode::Default, &span));
-    let mut answers = Vec::with_capacity(keys.len());
+    let mut entries = Vec::with_capacity(keys.len());
     for answer in join_all(fetches).instrument(span.clone()).await {
         match answer {
-            Ok(answer) => answers.push(Some(answer)),
-            Err(BackendError::WrongType) => answers.push(None),
+            Ok(answer) => entries.push(Some(answer.entry)),
+            Err(BackendError::WrongType) => entries.push(None),
             Err(error) => return FetchOutcome::failed(error, command),
         }
     }
-    FetchOutcome::Reply(CachedReply::Values(answers))
+    FetchOutcome::Reply(CachedReply::Values(entries))
 }
 
 impl FetchOutcome {
@@ -267,27 +293,31 @@ impl CachedReply {
     /// write and the release of its memory.
     pub(crate) fn write(self, output: &mut WriteBuf, protocol: Protocol) {
         match self {
-            Self::Value(answer) => write_value(output, Some(&answer), protocol),
+            Self::Value(entry) => write_value(output, Some(&entry), protocol),
             Self::Number(number) => write_integer(output.tail(), number),
-            Self::Part(answer, part) => {
-                let value = answer.entry.value().map_or(&[][..], |value| &value.bytes[part]);
+            Self::Part(entry, part) => {
+                let value = entry.value().map_or(&[][..], |value| &value.bytes[part]);
                 write_bulk(output.tail(), value);
             }
             Self::Kept(reply, _) => write_frame(output, reply.frame(), protocol),
             Self::Derived(frame, _) => write_frame(output, &frame, protocol),
-            Self::Values(answers) => {
-                write_array_length(output.tail(), answers.len());
-                for answer in answers {
-                    write_value(output, answer.as_ref(), protocol);
+            Self::Values(entries) => {
+                write_array_length(output.tail(), entries.len());
+                for entry in entries {
+                    write_value(output, entry.as_ref(), protocol);
                 }
             }
         }
     }
 }
 
-fn write_value(output: &mut WriteBuf, answer: Option<&Answer>, protocol: Protocol) {
-    match answer.and_then(|answer| answer.entry.value()) {
+/// Writes a value, or a null where there is none.
+pub(crate) fn write_value(output: &mut WriteBuf, entry: Option<&Entry>, protocol: Protocol) {
+    match entry.and_then(Entry::value) {
         None => write_null(output.tail(), protocol),
+        Some(value) if value.bytes.len() < ZERO_COPY_MIN => {
+            write_bulk(output.tail_for(value.bytes.len() + BULK_OVERHEAD), value.bytes);
+        }
         Some(value) => {
             write_bulk_length(output.tail(), value.bytes.len());
             output.push_slice_or(value.bytes, || value.to_bytes());
@@ -308,12 +338,12 @@ fn write_frame(output: &mut WriteBuf, frame: &ReplyFrame, protocol: Protocol) {
     }
 }
 
-fn present(answers: &[Option<Answer>]) -> usize {
-    answers.iter().flatten().filter(|answer| answer.entry.value().is_some()).count()
+fn present(entries: &[Option<Entry>]) -> usize {
+    entries.iter().flatten().filter(|entry| entry.value().is_some()).count()
 }
 
-fn length(answer: &Answer) -> usize {
-    answer.entry.value().map_or(0, |value| value.bytes.len())
+fn length(entry: &Entry) -> usize {
+    entry.value().map_or(0, |value| value.bytes.len())
 }
 
 /// Returns the part of a value of `length` bytes, from the first to the last of `ends`. A negative

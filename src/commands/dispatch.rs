@@ -158,6 +158,18 @@ pub fn decide<M: Memory>(
     if has_to_wait(view, &action) { Action::Wait } else { action }
 }
 
+/// Whether [`decide`] answers each `GET` from memory that has the value of its key, whatever the
+/// key, if that is not too long.
+#[inline]
+pub fn answers_gets<M>(view: &View<'_, M>) -> bool {
+    (view.credentials.is_none() || view.session.is_authenticated())
+        && view.policy.allow_keys.allows_all()
+        && view.pending.flights == 0
+        && !view.pending.may_observe_write
+        && view.coverage == Coverage::Full
+        && view.session.may_read_from_cache(&view.policy.identity)
+}
+
 #[inline]
 fn choose<M: Memory>(
     view: &View<'_, M>,
@@ -473,7 +485,8 @@ mod tests {
     use super::super::table::CommandTable;
     use super::*;
     use crate::cache::{
-        Answer, Cache, Cancelled, Fetched, FetchedReply, KeyRule, ReadMode, ReplyRead, Settings,
+        Answer, Cache, Cancelled, Entry, Fetched, FetchedReply, Hit, KeyRule, ReadMode, ReplyRead,
+        Settings,
     };
     use crate::key::Key;
     use crate::protocol::Shape;
@@ -509,6 +522,14 @@ mod tests {
         fn lookup(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
             self.cache.lookup_for(key, now, purpose)
         }
+        fn lookup_each<'a>(
+            &self,
+            keys: &[&'a [u8]],
+            now: LookupTime,
+            each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+        ) {
+            self.cache.lookup_each(keys, now, each);
+        }
         fn lookup_reply(
             &self,
             command: &[u8],
@@ -537,7 +558,7 @@ mod tests {
         fn max_hash_fields(&self) -> usize {
             64
         }
-        fn count_hit(&self, _: &[u8], _: &Answer, _: Instant) {}
+        fn count_hit(&self, _: &[u8], _: &Entry, _: Instant) {}
         fn is_sampled(&self) -> bool {
             false
         }
@@ -717,6 +738,39 @@ mod tests {
         case.pending = PendingReplies::default();
         case.session.sent(&SessionEffect::Multi);
         case.expect("GET kept", &bypassed(1));
+    }
+
+    #[tokio::test]
+    async fn gets_together_are_decided_as_alone() {
+        type Change = fn(&mut Case);
+        let changes: [(bool, Change); 8] = [
+            (true, |_| {}),
+            (true, |case| case.pending.replies = 1),
+            (false, |case| case.coverage = Coverage::Unfenced),
+            (false, |case| case.coverage = Coverage::Bypassed),
+            (false, |case| case.pending.may_observe_write = true),
+            (false, |case| case.session.sent(&SessionEffect::Watch)),
+            (false, |case| case.session.desync()),
+            (false, |case| {
+                case.policy.allow_keys = serde_json::from_str(r#"["public:*"]"#).unwrap();
+            }),
+        ];
+        for (number, (expected, change)) in changes.into_iter().enumerate() {
+            let mut case = Case::new().await;
+            change(&mut case);
+            let is_reply = matches!(case.decides("GET kept"), Action::Reply(_));
+            assert_eq!(is_reply, expected, "{number}");
+            assert_eq!(answers_gets(&case.view()), expected, "{number}");
+            // A read of one of the keys may be pending.
+            case.pending.flights = 1;
+            assert!(!answers_gets(&case.view()), "{number}");
+        }
+        let case = Case::new().await;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "pw").unwrap();
+        let credentials = Credentials::read("", file.path()).unwrap();
+        let view = View { credentials: Some(&credentials), ..case.view() };
+        assert!(!answers_gets(&view), "before a login");
     }
 
     #[tokio::test]

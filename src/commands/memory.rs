@@ -2,13 +2,20 @@
 
 use tokio::time::Instant;
 
-use crate::cache::{Answer, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
+use crate::cache::{Answer, Entry, Hit, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
 use crate::verify::ReplySample;
 
 /// The part of the cache that a decision needs.
 pub trait Memory {
     /// The fresh entry of a key.
     fn lookup(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer>;
+    /// The fresh entries of several keys, in their order, until `each` returns false.
+    fn lookup_each<'a>(
+        &self,
+        keys: &[&'a [u8]],
+        now: LookupTime,
+        each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+    );
     /// The kept reply to a command. `key` is the first of its keys.
     fn lookup_reply(
         &self,
@@ -35,7 +42,7 @@ pub trait Memory {
     /// Not those to a command that may write, if no push would report its write.
     fn may_fetch_replies(&self, may_write: bool) -> bool;
     /// Counts a read of a key among the hot keys, and samples the answer to be verified.
-    fn count_hit(&self, key: &[u8], answer: &Answer, now: Instant);
+    fn count_hit(&self, key: &[u8], entry: &Entry, now: Instant);
     /// Whether a reply from memory is to be verified.
     fn is_sampled(&self) -> bool;
     /// Samples a reply from memory to be verified.

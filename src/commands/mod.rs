@@ -33,10 +33,12 @@ mod xread;
 pub use self::admission::{Admission, AdmissionTracker};
 pub use self::auth::Credentials;
 pub use self::authorize::allows_read;
+pub(crate) use self::cached_read::write_value;
 pub use self::cached_read::{CachedReply, FetchKeys, FetchOutcome};
 pub use self::command_list::CommandList;
 pub use self::dispatch::{
-    Action, Command, Coverage, LongAction, PendingReplies, Policy, View, decide, decide_long,
+    Action, Command, Coverage, LongAction, PendingReplies, Policy, View, answers_gets, decide,
+    decide_long,
 };
 pub use self::info::is_own_info;
 pub use self::invalidations::{Invalidations, invalidations};

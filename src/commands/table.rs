@@ -197,6 +197,12 @@ impl CommandTable {
         Self { by_name, get }
     }
 
+    /// The command `GET`.
+    #[inline]
+    pub fn get(&self) -> CommandInfo {
+        self.get
+    }
+
     /// The command of this name.
     #[inline]
     pub fn find(&self, name: &[u8]) -> CommandInfo {

@@ -202,7 +202,7 @@ impl KeyHandler {
                 }
             }));
         };
-        self.proxy.count_hit(key, &found, now);
+        self.proxy.count_hit(key, &found.entry, now);
         let (outcome, rule) = (found.outcome, found.rule);
         let status = if conditions.is_none()
             && let Some(value) = found.entry.value()

@@ -40,15 +40,21 @@ impl WriteBuf {
         self.len() == 0
     }
 
-    /// Appends a small piece. A full tail that is not small is closed, not grown. To grow it would
-    /// copy it and reserve more memory than much of the pending data needs.
+    /// Appends a small piece.
     fn copy(&mut self, piece: &[u8]) {
-        if self.tail.capacity() - self.tail.len() < piece.len() && self.tail.len() >= ZERO_COPY_MIN
-        {
+        self.tail_for(piece.len()).extend_from_slice(piece);
+    }
+
+    /// Returns the buffer to which a small piece of this length is written. A full tail that is not
+    /// small is closed, not grown. To grow it would copy it and reserve more memory than much of
+    /// the pending data needs.
+    #[inline]
+    pub(crate) fn tail_for(&mut self, length: usize) -> &mut BytesMut {
+        if self.tail.capacity() - self.tail.len() < length && self.tail.len() >= ZERO_COPY_MIN {
             self.close_tail();
             self.tail = BytesMut::with_capacity(RETAINED_CAPACITY);
         }
-        self.tail.extend_from_slice(piece);
+        &mut self.tail
     }
 
     /// Returns the buffer to which small pieces are written.

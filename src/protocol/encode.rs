@@ -19,9 +19,12 @@ pub(crate) fn write_bulk_length(out: &mut BytesMut, length: usize) {
     write_number(out, b'$', length);
 }
 
+/// The most bytes of a bulk string besides its value.
+pub(crate) const BULK_OVERHEAD: usize = 32;
+
 /// Writes a bulk string.
 pub(crate) fn write_bulk(out: &mut BytesMut, value: &[u8]) {
-    out.reserve(value.len() + 32);
+    out.reserve(value.len() + BULK_OVERHEAD);
     write_bulk_length(out, value.len());
     out.put_slice(value);
     out.put_slice(b"\r\n");
@@ -69,12 +72,15 @@ pub(crate) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {
 }
 
 fn write_number(out: &mut BytesMut, kind: u8, number: usize) {
-    let digit = |power: usize| b"0123456789"[number / power % 10];
+    let digit = |digit: usize| b'0' + digit.to_le_bytes()[0];
+    let (tens, ones) = (number / 10, number % 10);
     // Nearly all lengths are short. One write of an array costs a third of three writes.
     match number {
-        0..=9 => out.put_slice(&[kind, digit(1), b'\r', b'\n']),
-        10..=99 => out.put_slice(&[kind, digit(10), digit(1), b'\r', b'\n']),
-        100..=999 => out.put_slice(&[kind, digit(100), digit(10), digit(1), b'\r', b'\n']),
+        0..=9 => out.put_slice(&[kind, digit(ones), b'\r', b'\n']),
+        10..=99 => out.put_slice(&[kind, digit(tens), digit(ones), b'\r', b'\n']),
+        100..=999 => {
+            out.put_slice(&[kind, digit(tens / 10), digit(tens % 10), digit(ones), b'\r', b'\n']);
+        }
         _ => {
             out.put_u8(kind);
             out.put_slice(itoa::Buffer::new().format(number).as_bytes());

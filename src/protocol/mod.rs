@@ -13,8 +13,8 @@ mod resp2;
 
 pub use self::encode::Protocol;
 pub(crate) use self::encode::{
-    write_array_length, write_bulk, write_bulk_length, write_error, write_integer, write_null,
-    write_text,
+    BULK_OVERHEAD, write_array_length, write_bulk, write_bulk_length, write_error, write_integer,
+    write_null, write_text,
 };
 pub use self::equivalence::MemberOrder;
 pub(crate) use self::equivalence::is_equivalent;
@@ -23,7 +23,7 @@ pub use self::reply_scanner::{InvalidReply, ReplyScanner, ReplySummary};
 pub use self::request::{
     Arguments, ParseStatus, ProtocolError, RequestLimits, RequestParser, UNAUTHENTICATED,
 };
-pub(crate) use self::request::{is_one_of, parse_digits, parse_integer, peek_get_keys};
+pub(crate) use self::request::{is_one_of, parse_digits, parse_integer, plain_gets};
 pub(crate) use self::resp2::flat_members;
 pub use self::resp2::{Nil, Resp2Form, Shape, write_resp2};
 

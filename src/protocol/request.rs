@@ -297,15 +297,30 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// Returns the keys of the `GET` commands at the front of `input`, in their usual encoding. The
-/// result is only a hint for prefetching. No decision depends on it.
-pub(crate) fn peek_get_keys(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// A complete `GET` in its usual encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlainGet<'a> {
+    /// Its only key, of at most 999 bytes.
+    pub(crate) key: &'a [u8],
+    /// Its bytes.
+    pub(crate) length: usize,
+}
+
+/// Returns the `GET` commands at the front of `input` in their usual encoding. The parser finds the
+/// same commands, if it is not within one.
+#[inline]
+pub(crate) fn plain_gets(mut input: &[u8]) -> impl Iterator<Item = PlainGet<'_>> {
     std::iter::from_fn(move || {
-        let argument = input.strip_prefix(b"*2\r\n$3\r\nGET\r\n")?;
-        let (length, width) = parse_short_length(argument)?;
+        let name = input.strip_prefix(b"*2\r\n$3\r\n")?;
+        let [b'G' | b'g', b'E' | b'e', b'T' | b't', b'\r', b'\n', argument @ ..] = name else {
+            return None;
+        };
+        let (length, width) = parse_short_length(argument).filter(|_| argument[0] == b'$')?;
         let (key, rest) = argument.get(width..)?.split_at_checked(length)?;
-        input = rest.get(b"\r\n".len()..)?;
-        Some(key)
+        let rest = rest.get(b"\r\n".len()..)?;
+        let length = input.len() - rest.len();
+        input = rest;
+        Some(PlainGet { key, length })
     })
 }
 
@@ -446,7 +461,8 @@ mod tests {
     #[test]
     fn pipelined_get_keys_are_found_ahead() {
         let gets = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n*2\r\n$3\r\nGET\r\n$0\r\n\r\n";
-        assert_eq!(peek_get_keys(gets).collect::<Vec<_>>(), [&b"key"[..], b""]);
+        let keys: Vec<_> = plain_gets(gets).map(|get| get.key).collect();
+        assert_eq!(keys, [&b"key"[..], b""]);
         for behind in [
             "*2\r\n$3\r\nGET\r\n$9\r\nke",
             "*2\r\n$3\r\nSET\r\n$1\r\nk\r\n",
@@ -454,9 +470,35 @@ mod tests {
             "*2\r\n$3\r\nGET\r\n$-1\r\n",
         ] {
             let input = [&gets[..], behind.as_bytes()].concat();
-            assert_eq!(peek_get_keys(&input).count(), 2, "{behind}");
-            assert_eq!(peek_get_keys(behind.as_bytes()).count(), 0, "{behind}");
+            assert_eq!(plain_gets(&input).count(), 2, "{behind}");
+            assert_eq!(plain_gets(behind.as_bytes()).count(), 0, "{behind}");
         }
+    }
+
+    #[test]
+    fn parser_finds_the_same_gets() {
+        let get = |length: usize| {
+            let argument = &encode(&[vec![b'k'; length]])[4..];
+            [&b"*2\r\n$3\r\ngEt\r\n"[..], argument].concat()
+        };
+        for length in [0, 1, 9, 10, 99, 100, 999] {
+            let input = get(length);
+            let commands = read(&input, &[], usize::MAX).unwrap();
+            let found: Vec<_> = plain_gets(&input).collect();
+            let [(bytes, words)] = &commands[..] else { panic!("{length}") };
+            assert_eq!(found, [PlainGet { key: &words[1], length: bytes.len() }]);
+        }
+        for input in [&get(1000)[..], b"*2\r\n$3\r\nGET\r\n:1\r\nk\r\n"] {
+            assert_eq!(plain_gets(input).count(), 0);
+        }
+        // Whatever the bytes behind a carriage return are, both accept the same ones or only the
+        // parser accepts them.
+        let odd = b"*2\r\n$3\r\nGET\r\n$1\rxkyy";
+        let commands = read(odd, &[], usize::MAX).unwrap();
+        assert_eq!(
+            plain_gets(odd).map(|get| get.length).collect::<Vec<_>>(),
+            [commands[0].0.len()]
+        );
     }
 
     #[test]

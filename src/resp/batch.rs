@@ -121,11 +121,16 @@ impl Batch {
 
     /// Counts a command by the label of its name.
     pub(super) fn add_command(&mut self, label: usize, proxy: &Proxy) {
+        self.add_commands(label, 1, proxy);
+    }
+
+    /// Counts commands with the same name by its label.
+    pub(super) fn add_commands(&mut self, label: usize, count: usize, proxy: &Proxy) {
         if label != self.commands.0 {
             self.count_commands(proxy);
             self.commands = (label, 0);
         }
-        self.commands.1 += 1;
+        self.commands.1 += count as u64;
     }
 
     fn count_commands(&self, proxy: &Proxy) {

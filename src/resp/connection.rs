@@ -45,7 +45,7 @@ pub(super) struct Connection {
     /// The room for a read of commands of the usual size.
     read_chunk: usize,
     pub(super) parser: RequestParser,
-    output: WriteBuf,
+    pub(super) output: WriteBuf,
     /// Whether every written byte is on its way. TLS may hold some back.
     is_flushed: bool,
     pub(super) replies: ReplyQueue,

@@ -5,20 +5,18 @@ use bytes::{BufMut as _, Bytes};
 use super::batch::{Batch, BatchTime};
 use super::connection::Connection;
 use super::lifetime::ConnState;
-use super::prefetch::{PREFETCHED, prefetch};
 use super::reply_queue::ForwardedRun;
 use crate::access::Reloadable;
-use crate::cache::Outcome;
+use crate::cache::{Hit, KeyGroup, Outcome, TOGETHER};
 use crate::commands::{
     Action, Admission, AdmissionTracker, Class, Command, CommandInfo, Identity, Invalidations,
     LocalAction, LongAction, PendingReplies, RejectReason, RuleReads, SessionEffect, SessionState,
-    View, decide, decide_long, invalidations,
+    View, answers_gets, decide, decide_long, invalidations, write_value,
 };
 use crate::metrics;
-use crate::net::ZERO_COPY_MIN;
+use crate::net::{WriteBuf, ZERO_COPY_MIN};
 use crate::protocol::{
-    ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, peek_get_keys, write_error,
-    write_text,
+    ParseStatus, ReplySummary, RequestLimits, UNAUTHENTICATED, plain_gets, write_error, write_text,
 };
 use crate::proxy::Proxy;
 use crate::status::info_section;
@@ -44,14 +42,19 @@ impl Connection {
         let now = self.now();
         let begun = BatchTime { now, lookup_time: self.shared.proxy.time(now) };
         let mut batch = Batch::new(self.shared.front_end, begun);
-        let mut taken = 0;
+        // Commands that were taken, and those that were looked at together.
+        let (mut taken, mut seen) = (0, 0);
         while !self.input.is_empty()
             && self.state == ConnState::Commands
             && self.may_take_more()
             && !self.turn.is_over()
         {
-            if taken % PREFETCHED == 0 {
-                prefetch(&self.shared.proxy, peek_get_keys(&self.input));
+            if taken >= seen {
+                let (answered, gets) = self.answer_gets(&mut batch);
+                (taken, seen) = (taken + answered, taken + gets.max(1));
+                if answered > 0 {
+                    continue;
+                }
             }
             if self.take_next(&mut batch) == Taken::Waits {
                 break;
@@ -62,6 +65,76 @@ impl Connection {
         let ended = self.read_clock();
         batch.count(&self.shared.proxy, ended);
         taken > 0
+    }
+
+    /// Answers several `GET`s at the front of the input from memory, together, until memory lacks a
+    /// value. Returns their number, and the number of `GET`s that were looked at: the memory of all
+    /// of them is prefetched.
+    fn answer_gets(&mut self, batch: &mut Batch) -> (usize, usize) {
+        // The keys are parts of the input while the other parts of the connection change.
+        let input = std::mem::take(&mut self.input);
+        let (answered, seen, length) = self.answer_gets_of(&input, batch);
+        self.input = input;
+        if answered > 0 {
+            batch.add_commands(self.shared.commands.get().label, answered, &self.shared.proxy);
+            self.turn.add_commands(answered);
+            self.consume(length);
+            self.keep_redis_alive(batch.begun.now);
+        }
+        (answered, seen)
+    }
+
+    /// Does the same, and returns the bytes of the answered commands too.
+    ///
+    /// A hit changes nothing that the decision about the next `GET` depends on. So all of
+    /// them share one decision ([`answers_gets`]).
+    fn answer_gets_of(&mut self, input: &[u8], batch: &mut Batch) -> (usize, usize, usize) {
+        let longest = self.limits().max_bulk.min(self.shared.policy.max_key);
+        let (mut end, mut ends) = (0, [0; TOGETHER]);
+        let gets = plain_gets(input).take_while(|get| get.key.len() <= longest);
+        let keys = KeyGroup::take_from(&mut gets.zip(&mut ends).map(|(get, place)| {
+            end += get.length;
+            *place = end;
+            get.key
+        }));
+        let seen = keys.as_slice().len();
+        if seen < 2 {
+            // The usual way, so that a miss is looked up once.
+            return (0, 1, 0);
+        }
+        let info = self.shared.commands.get();
+        let is_decided = info.is_cached
+            && self.parser.remaining() == 0
+            && self.with_view(info, 0, batch.begun, |view, _| answers_gets(view));
+        let proxy = &self.shared.proxy;
+        if !is_decided {
+            proxy.prefetch(keys.as_slice());
+            return (0, seen, 0);
+        }
+
+        let BatchTime { now, lookup_time } = batch.begun;
+        let protocol = self.session.protocol();
+        let held = self.output.len() + self.replies.ready();
+        let room = self.shared.settings.max_output_buffer.0.saturating_sub(held);
+        let mut answered = 0;
+        let mut write = |output: &mut WriteBuf| {
+            let full = output.len() + room;
+            proxy.lookup_each(keys.as_slice(), lookup_time, |key, hit| {
+                let Some(Hit { entry, outcome, rule }) = hit else { return false };
+                batch.add_hit(outcome, rule, proxy);
+                proxy.count_hit(key, &entry, now);
+                write_value(output, Some(&entry), protocol);
+                answered += 1;
+                output.len() < full
+            });
+        };
+        if self.replies.is_empty() {
+            write(&mut self.output);
+        } else {
+            self.replies.add_ready(write);
+        }
+        let length = if answered > 0 { ends[answered - 1] } else { 0 };
+        (answered, seen, length)
     }
 
     fn limits(&self) -> RequestLimits {

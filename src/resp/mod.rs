@@ -47,7 +47,7 @@ pub use self::prefetch::PREFETCHED;
 pub use self::settings::Settings;
 use self::shared::Shared;
 use crate::access::{FileError, Prepare, Reloadable};
-use crate::cache::{Answer, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
+use crate::cache::{Answer, Entry, Hit, KeptReply, LookupTime, LookupUse, RuleId, RuleMode};
 use crate::commands::{CommandTable, Identity, Memory, Policy};
 use crate::metrics::FrontEnd;
 use crate::net::ClientStream;
@@ -110,6 +110,16 @@ impl Memory for Proxy {
         self.lookup_for(key, now, purpose)
     }
 
+    #[inline]
+    fn lookup_each<'a>(
+        &self,
+        keys: &[&'a [u8]],
+        now: LookupTime,
+        each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
+    ) {
+        Self::lookup_each(self, keys, now, each);
+    }
+
     fn lookup_reply(
         &self,
         command: &[u8],
@@ -143,8 +153,8 @@ impl Memory for Proxy {
         Self::max_hash_fields(self)
     }
 
-    fn count_hit(&self, key: &[u8], answer: &Answer, now: Instant) {
-        Self::count_hit(self, key, answer, now);
+    fn count_hit(&self, key: &[u8], entry: &Entry, now: Instant) {
+        Self::count_hit(self, key, entry, now);
     }
 
     fn is_sampled(&self) -> bool {

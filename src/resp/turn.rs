@@ -27,7 +27,13 @@ impl Turn {
     /// Counts a command that was taken.
     #[inline]
     pub(super) fn add_command(&mut self) {
-        self.commands += 1;
+        self.add_commands(1);
+    }
+
+    /// Counts commands that were taken together.
+    #[inline]
+    pub(super) fn add_commands(&mut self, commands: usize) {
+        self.commands += commands;
     }
 
     /// Whether the rest has to wait for the next turn.

@@ -109,6 +109,7 @@ impl HotKeys {
     }
 
     /// Counts a read of `key`.
+    #[inline]
     pub fn count(&self, key: &[u8], now: Instant) {
         if let Some(shared) = &self.0
             && key.len() <= MAX_KEY_LEN
