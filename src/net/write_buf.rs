@@ -21,10 +21,11 @@ pub(crate) struct WriteBuf {
     tail: BytesMut,
 }
 
-/// Pieces of at least this many bytes are not copied.
+/// Pieces of at least this many bytes are not copied. A copy of less costs less than a piece of its
+/// own in a write.
 pub(crate) const ZERO_COPY_MIN: usize = 16 << 10;
-/// Maximum number of pieces in one write.
-const MAX_SLICES: usize = 16;
+/// Maximum number of pieces in one write. It has room for a pipeline of 16 large values.
+const MAX_SLICES: usize = 64;
 /// Capacity in bytes of a tail behind other chunks, and the most that an empty buffer keeps. A
 /// larger buffer is released.
 const RETAINED_CAPACITY: usize = 64 << 10;
