@@ -364,8 +364,10 @@ impl Shared {
             && other_nodes == before.other_nodes
             && same_keys(&shards, &before.shards);
         if !is_same {
+            // Before the map is in force: a new shard has room for one entry until then, so a read
+            // would evict what the last one stored.
+            self.distribute_capacity(&map, &shards);
             self.install(map, shards, other_nodes);
-            self.distribute_capacity();
             tracing::info!(
                 primaries = self.table().map.counts().len(),
                 "the slots of the cluster are known"

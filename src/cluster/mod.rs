@@ -550,7 +550,8 @@ impl Cluster {
         let _alone = lock(&self.0.update_lock);
         *lock(&self.0.cache_settings) = settings.clone();
         self.0.replies.apply(&for_primaries(settings.clone()));
-        self.0.distribute_capacity()
+        let table = self.0.table();
+        self.0.distribute_capacity(&table.map, &table.shards)
     }
 
     /// Notifies all backends that the cache settings have changed.
@@ -705,17 +706,16 @@ impl Shared {
         cache::Settings { capacity, ..for_primaries(whole) }
     }
 
-    /// Distributes the capacity over the shards by their slots. Returns the number of evicted
-    /// entries. The caller holds `update_lock`.
-    fn distribute_capacity(&self) -> u64 {
-        let table = self.table();
-        let counts = table.map.counts();
+    /// Distributes the capacity over `shards` by their slots in `map`. Returns the number of
+    /// evicted entries. The caller holds `update_lock`.
+    fn distribute_capacity(&self, map: &SlotMap, shards: &HashMap<NodeAddr, Arc<Shard>>) -> u64 {
+        let counts = map.counts();
         let share = |shard: &Arc<Shard>| {
             let settings =
                 self.cache_settings_for(counts.get(shard.address()).copied().unwrap_or(0));
             if shard.cache.settings() == settings { 0 } else { shard.cache.apply(&settings) }
         };
-        table.shards.values().map(share).sum()
+        shards.values().map(share).sum()
     }
 
     /// Installs a new routing table. The caller holds `update_lock`. `shards` contains every owner
