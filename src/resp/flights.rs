@@ -67,6 +67,10 @@ impl State {
             self.first = None;
             self.ended.push_front(outcome);
         }
+        // Most clients have one flight. The poll of an empty list costs several atomic operations.
+        if self.rest.is_empty() {
+            return;
+        }
         while let Poll::Ready(Some(outcome)) = self.rest.poll_next_unpin(cx) {
             self.ended.push_back(outcome);
         }

@@ -36,7 +36,7 @@ pub enum Route {
     None,
 }
 
-/// Whether the span of a request is wanted.
+/// Whether spans are wanted.
 pub fn is_enabled() -> bool {
     tracing::span_enabled!(tracing::Level::INFO)
 }
@@ -170,7 +170,13 @@ pub fn sampled_trace(span: &Span) -> Option<u128> {
 
 /// Returns the identity of the current span's trace, if the trace is sampled.
 pub fn current_trace() -> Option<u128> {
-    sampled_trace(&Span::current())
+    current().as_ref().and_then(sampled_trace)
+}
+
+/// Returns the current span. `None` if there is none, or if no trace is exported.
+fn current() -> Option<Span> {
+    // Asked first, because it costs a tenth of the search for the current span.
+    is_enabled().then(Span::current).filter(|span| !span.is_disabled())
 }
 
 /// Creates the span of a fetch, as a child of the read that causes it.
@@ -193,16 +199,14 @@ pub fn fetch_span() -> Span {
 /// Records the server of the current fetch. A unix socket has no `port`, and its path is the
 /// address.
 pub fn record_target(address: &str, port: Option<u16>, database: u32) {
-    let span = Span::current();
-    if !span.is_disabled() {
-        span.record(
-            "otel.name",
-            port.map_or_else(|| format!("GET {address}"), |port| format!("GET {address}:{port}")),
-        );
-        span.record("server.address", address);
-        span.record("server.port", port.map(i64::from));
-        span.record("db.namespace", database.to_string());
-    }
+    let Some(span) = current() else { return };
+    span.record(
+        "otel.name",
+        port.map_or_else(|| format!("GET {address}"), |port| format!("GET {address}:{port}")),
+    );
+    span.record("server.address", address);
+    span.record("server.port", port.map(i64::from));
+    span.record("db.namespace", database.to_string());
 }
 
 /// Records the failure of the current fetch. `kind` is its kind, and `code` the first word of
