@@ -202,7 +202,7 @@ impl LostReplies {
         if self.tried > self.count {
             return self.largest.max(self.tried_bytes / self.tried * self.count);
         }
-        let untried = self.count.saturating_sub(self.tried);
+        let untried = self.count - self.tried;
         self.tried_bytes.saturating_add(self.untried_size().saturating_mul(untried))
     }
 
