@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::address::{Address, ConnectionAddr};
 use super::command_query::confirm_untracked;
 use super::credentials::{Login, is_in_file, load_login};
-use super::dial::{Dialer, PrepareError};
+use super::dial::{Dialer, Dialled, PrepareError};
 use super::endpoint::{Endpoint, EndpointChanged};
 use super::error::{BackendError, REDIS_LOGIN, unreachable};
 use super::hello::{
@@ -280,8 +280,10 @@ impl Connector {
         self.is_tls_pending.store(uses_tls, Relaxed);
         let dialled = self.dialer.dial(addr, self.failures).await;
         self.is_tls_pending.store(false, Relaxed);
-        let (stream, progress) = TrackedIo::new(dialled?);
-        let (connection, driver) = Multiplexed::new(stream, self.settings.url.database, on_push);
+        let Dialled { stream, direct_writer } = dialled?;
+        let (stream, progress) = TrackedIo::new(stream);
+        let (connection, driver) =
+            Multiplexed::new(stream, direct_writer, self.settings.url.database, on_push);
         let handle = connection.clone();
         let driver = async move {
             match driver.await {

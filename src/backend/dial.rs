@@ -16,6 +16,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::address::ConnectionAddr;
+use super::direct_writer::DirectWriter;
 use super::error::{BackendError, auth_rejected, unreachable};
 use super::network::{Network, Stream};
 use super::read_after_reset::ReadAfterReset;
@@ -35,6 +36,19 @@ pub struct PrepareError {
 impl PrepareError {
     pub(super) fn new(key: &'static str, path: &Path, problem: &dyn fmt::Display) -> Self {
         Self { key, path: path.to_owned(), problem: problem.to_string() }
+    }
+}
+
+/// An open stream.
+pub(super) struct Dialled {
+    pub(super) stream: Box<dyn Stream>,
+    /// A second writer. `None`: the stream has none, such as TLS, which encrypts in order.
+    pub(super) direct_writer: Option<DirectWriter>,
+}
+
+impl Dialled {
+    fn new(stream: impl Stream + 'static, direct_writer: Option<DirectWriter>) -> Self {
+        Self { stream: Box::new(ReadAfterReset::new(stream)), direct_writer }
     }
 }
 
@@ -84,29 +98,32 @@ impl Dialer {
         &self,
         addr: &ConnectionAddr,
         attempt: usize,
-    ) -> Result<Box<dyn Stream>, BackendError> {
+    ) -> Result<Dialled, BackendError> {
         if let Network::Simulated(network) = &self.network {
             let stream = network.connect(addr).await.map_err(|error| unreachable(&error))?;
-            return Ok(Box::new(ReadAfterReset::new(stream)));
+            return Ok(Dialled::new(stream, None));
         }
         let (host, port, tls) = match addr {
             ConnectionAddr::Unix(path) => {
                 let stream =
                     UnixStream::connect(path).await.map_err(|error| unreachable(&error))?;
-                return Ok(Box::new(ReadAfterReset::new(stream)));
+                // Too many open files are no reason to fail: the driver writes then.
+                let writer = DirectWriter::new(&stream).ok();
+                return Ok(Dialled::new(stream, writer));
             }
             ConnectionAddr::Tcp { host, port, tls } => (host, *port, *tls),
         };
         let stream =
             self.connect_to_any(host, port, attempt).await.map_err(|error| unreachable(&error))?;
         if !tls {
-            return Ok(Box::new(ReadAfterReset::new(stream)));
+            let writer = DirectWriter::new(&stream).ok();
+            return Ok(Dialled::new(stream, writer));
         }
         let tls = self.tls.as_ref().ok_or_else(|| auth_rejected(&"TLS has not been prepared"))?;
         let name = ServerName::try_from(host.clone()).map_err(|error| auth_rejected(&error))?;
         let stream = tls.connect(name, stream).await;
         let stream = stream.map_err(|error| tls_error::handshake_failed(&error, host))?;
-        Ok(Box::new(ReadAfterReset::new(stream)))
+        Ok(Dialled::new(stream, None))
     }
 
     /// Connects to the addresses of `host` in turn. Each gets an equal share of the timeout.

@@ -9,6 +9,7 @@ mod command_query;
 mod connector;
 mod credentials;
 mod dial;
+mod direct_writer;
 mod endpoint;
 mod error;
 mod events;
@@ -527,7 +528,7 @@ impl Shared {
         endpoint: &Endpoint,
         login: Option<&Login>,
     ) -> Result<Box<dyn Stream>, BackendError> {
-        let mut stream = self.dialer.dial(&endpoint.address.addr, 0).await?;
+        let mut stream = self.dialer.dial(&endpoint.address.addr, 0).await?.stream;
         if let Some(login) = login {
             login.log_in(&mut stream).await?;
         }

@@ -1,13 +1,13 @@
 //! The shared connection: one stream to Redis that many requests use at the same time.
 //!
-//! A request appends its command bytes and an entry of the queue of pending requests. A single
-//! driver task writes the bytes and hands each reply to the oldest pending request. Pushes are
-//! applied where they are read.
+//! A request appends its command bytes and an entry of the queue of pending requests
+//! ([`pending`], [`submit_queue`]). The bytes are written by the reader's thread or by the driver, a single task
+//! that hands each reply to the oldest pending request. Pushes are applied where they are read.
 //!
 //! The rule that must not be broken: bytes and pending requests are added under one lock and taken
-//! under it, in the same order. So the n-th reply belongs to the n-th command. A pending request
-//! stays in the queue until all its replies have arrived, even after its reader was dropped.
-//! Otherwise the next request would receive its replies.
+//! under it, in the same order, and one thread writes at a time. So the n-th reply belongs to the
+//! n-th command. A pending request stays in the queue until all its replies have arrived, even if
+//! its reader was dropped. Otherwise the next request would receive its replies.
 //!
 //! When many values are requested at once, they are requested without their PTTLs. One shared check
 //! behind a batch of them returns whether any key expires ([`expiry_check`](super::expiry_check)).
@@ -20,8 +20,11 @@
 //! parsed, and its size is limited.
 //!
 //! Requests mostly come from other threads than the driver's, and waking a thread costs a system
-//! call. So the requests of one turn of a runtime wake the driver once. The replies of one turn of
-//! the driver return to each runtime in one task.
+//! call. So the requests of one turn of a runtime are written there together, or wake the driver
+//! once. The replies of one turn of the driver return to each runtime in one task.
+
+mod pending;
+mod submit_queue;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -32,17 +35,21 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf as _, BytesMut};
 use redis::{Cmd, PushInfo, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::runtime::{self, Handle};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::pending::{FrameRequest, OnComplete, PendingRequest, ReplySender, ValueLimits};
+pub(super) use self::pending::{Replies, ValueRoom};
+use self::submit_queue::{AfterSubmit, BATCHES_PER_TURN, BUF_RETAIN, MIN_BATCH, SubmitQueue};
+use super::direct_writer::DirectWriter;
 use super::error::{BackendError, repeated_login_error, unreachable};
-use super::expiry_check::{Expiry, ExpiryCheck, INFO_KEYSPACE, INFO_SERVER_KEYSPACE};
-use super::fetch_command::{FetchCommand, NO_EXPIRY, write_expiry, write_value};
+use super::expiry_check::Expiry;
+use super::fetch_command::NO_EXPIRY;
 use super::reply_decoder::{Frame, LARGE_VALUE_MIN, ReplyDecoder};
 use super::server_commands::ServerCommands;
 use super::tls_error;
-use crate::cache::{Admission, COUNTED_MIN, InFlight, Reservation, Turn};
+use crate::cache::InFlight;
 use crate::key::Key;
 use crate::protocol::InvalidReply;
 use crate::sync::lock;
@@ -51,7 +58,6 @@ use crate::sync::lock;
 #[derive(Clone)]
 pub(super) struct Multiplexed(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
     queue: Mutex<SubmitQueue>,
     /// The number of replies received so far, pushes excluded.
@@ -64,95 +70,6 @@ struct Shared {
     /// Whether a reader has recorded that end.
     is_close_claimed: AtomicBool,
 }
-
-/// The bound on values in flight, and the most values that wait for room.
-struct ValueLimits {
-    in_flight: Arc<InFlight>,
-    max_queue: usize,
-}
-
-/// The requests that the driver has not accepted yet.
-#[derive(Default)]
-struct SubmitQueue {
-    commands: BytesMut,
-    pending: Vec<PendingRequest>,
-    /// The number of values among them.
-    values: usize,
-    /// The number of values requested without a PTTL and without a shared check behind them yet.
-    unchecked: usize,
-    /// The number of such values after which a shared check follows. `None`: each value is
-    /// requested with its PTTL.
-    check_every: Option<usize>,
-    /// The waker of the driver, while it waits for requests.
-    driver: Option<Waker>,
-    /// The runtime of the driver.
-    driver_runtime: Option<runtime::Id>,
-    /// Whether the driver has ended.
-    is_closed: bool,
-}
-
-/// A request that still waits for replies.
-struct PendingRequest {
-    /// The number of replies still to arrive.
-    remaining: usize,
-    replies: Vec<Value>,
-    /// The receiver of the replies. `None`: no task waits for them any more.
-    reply_to: Option<ReplySender>,
-    /// The runtime of the receiver, unless the driver runs on it too.
-    remote_runtime: Option<Handle>,
-    /// The time at which the request fails. `None`: it waits as long as there is a driver.
-    deadline: Option<Instant>,
-    room: ValueRoom,
-    on_complete: OnComplete,
-}
-
-/// The action that follows the last reply.
-enum OnComplete {
-    /// The replies are delivered.
-    Reply,
-    /// The replies are delivered. The last one was delivered before them, as its bytes.
-    ReplyWithFrame(Box<FrameRequest>),
-    /// The replies are held until a shared check has returned whether the key can expire.
-    AwaitExpiryCheck(Key),
-    /// The reply of a shared check: it decides about the held values.
-    ExpiryChecked,
-    /// The reply that identifies the server: it decides how the next values are requested.
-    ServerIdentified,
-    /// The reply to a repeated login: a rejection ends the connection.
-    LoggedIn,
-}
-
-/// The request for the last reply as its bytes.
-struct FrameRequest {
-    /// The limit of the reply, in bytes.
-    limit: usize,
-    /// The receiver of the reply. `None`: it has been delivered.
-    frame_to: Option<oneshot::Sender<Frame>>,
-}
-
-/// The room in flight of the large value among the replies to a request.
-#[derive(Debug)]
-pub(super) enum ValueRoom {
-    /// Its values need no room.
-    Unlimited,
-    /// It has no large value yet.
-    None,
-    /// There is room for the value, or for that of the last attempt.
-    Reserved(Reservation),
-    /// There was no room. The value was discarded, and is empty.
-    Waits(Turn),
-    /// The same, and too many values wait.
-    Refused,
-}
-
-/// The replies to a request.
-#[derive(Debug)]
-pub(super) struct Replies {
-    pub(super) values: Vec<Value>,
-    pub(super) room: ValueRoom,
-}
-
-type ReplySender = oneshot::Sender<Result<Replies, BackendError>>;
 
 /// Replies, and their receiver.
 type Completion = (ReplySender, Replies);
@@ -169,7 +86,6 @@ pub(super) struct ConnectionDriver<S> {
     pending: VecDeque<PendingRequest>,
     /// Requests that have received their value and wait for a shared check.
     awaiting_check: Vec<PendingRequest>,
-    expiry_check: ExpiryCheck,
     /// The bytes to write.
     output: BytesMut,
     /// Whether written bytes may still be buffered by the stream, as TLS does.
@@ -184,35 +100,31 @@ pub(super) struct ConnectionDriver<S> {
 /// The error text for a connection on which replies no longer match requests; it is closed.
 pub(super) const UNEXPECTED_REPLY: &str = "Redis sent a reply without a request";
 
-/// The capacity in bytes above which an empty buffer is freed.
-const BUF_RETAIN: usize = 256 << 10;
-/// The number of batches in which the pending replies are delivered. New requests are sent between
-/// two batches, so Redis works on them while readers use the last replies.
-const BATCHES_PER_TURN: usize = 4;
-/// The minimum number of replies in a batch, and the minimum of `check_every`.
-const MIN_BATCH: usize = 16;
 /// The number of replies to a value and its PTTL.
 const VALUE_REPLIES: usize = 2;
-/// The minimum number of values at a time for a shared check. For fewer, the check would cost Redis
-/// more than their PTTLs.
-const BATCH_THRESHOLD: usize = 4;
-
 impl Multiplexed {
     /// Returns a connection over `stream`, on which nothing may have been sent yet, and its driver.
-    /// Shared checks count the keys of `database`.
+    /// Shared checks count the keys of `database`. `direct_writer` writes to the stream, too.
     pub(super) fn new<S>(
         stream: S,
+        direct_writer: Option<DirectWriter>,
         database: u32,
         on_push: PushHandler,
     ) -> (Self, ConnectionDriver<S>) {
-        let connection = Self(Arc::default());
+        let connection = Self(Arc::new(Shared {
+            queue: Mutex::new(SubmitQueue::new(database, direct_writer)),
+            reply_count: AtomicU64::new(0),
+            untracked_commands: OnceLock::new(),
+            value_limits: OnceLock::new(),
+            closed_by_redis: AtomicBool::new(false),
+            is_close_claimed: AtomicBool::new(false),
+        }));
         let driver = ConnectionDriver {
             stream,
             connection: connection.clone(),
             reader: ReplyDecoder::default(),
             pending: VecDeque::new(),
             awaiting_check: Vec::new(),
-            expiry_check: ExpiryCheck::new(database),
             output: BytesMut::new(),
             is_to_flush: false,
             cross_thread_replies: Vec::new(),
@@ -360,15 +272,14 @@ impl Multiplexed {
     ) -> Result<Replies, BackendError> {
         let (sender, receiver) = oneshot::channel();
         let here = Handle::current();
-        let (driver, is_remote) = {
+        let after = {
             let mut queue = self.lock();
-            if queue.is_closed {
+            if queue.is_closed() {
                 return Err(BackendError::Disconnected);
             }
-            let is_remote = queue.driver_runtime != Some(here.id());
             let (remaining, on_complete) = write(&mut queue);
-            let remote_runtime = is_remote.then(|| here.clone());
-            queue.pending.push(PendingRequest {
+            let remote_runtime = queue.is_remote(here.id()).then(|| here.clone());
+            queue.push(PendingRequest {
                 remaining,
                 replies: Vec::with_capacity(remaining.max(VALUE_REPLIES)),
                 reply_to: Some(sender),
@@ -376,17 +287,44 @@ impl Multiplexed {
                 deadline,
                 room,
                 on_complete,
-            });
-            queue.check_if_due();
-            (queue.driver.take().map(WakeOnDrop), is_remote)
+            })
         };
-        match driver {
-            // Spawned, so tasks of this runtime that are ready to submit go first. Otherwise each
-            // of them would wake the driver's thread again.
-            Some(driver) if is_remote => _ = here.spawn(async move { drop(driver) }),
-            driver => drop(driver),
-        }
+        self.act(after, &here);
         receiver.await.unwrap_or(Err(BackendError::Disconnected))
+    }
+
+    /// Wakes the driver, or has the commands written, as a submission requires.
+    ///
+    /// What is to be done at the end of the turn is spawned, so ready tasks of this runtime submit
+    /// first. Otherwise each of them would cost a system call of its own.
+    fn act(&self, after: AfterSubmit, here: &Handle) {
+        match after {
+            AfterSubmit::Nothing => {}
+            AfterSubmit::WakeDriver(driver) => driver.wake(),
+            AfterSubmit::WakeDriverLater(driver) => {
+                let wake = WakeOnDrop(driver);
+                here.spawn(async move { drop(wake) });
+            }
+            AfterSubmit::Write(driver) => {
+                if let Some(driver) = driver {
+                    driver.wake();
+                }
+                let write = WriteOnDrop(self.clone());
+                here.spawn(async move { drop(write) });
+            }
+        }
+    }
+
+    /// Writes the commands of the queue for as long as this thread has the turn to write.
+    fn write_commands(&self) {
+        loop {
+            let Some((commands, socket)) = self.lock().take_for_reader() else { return };
+            let written = socket.write(&commands);
+            let driver = self.lock().end_write(commands, written);
+            if let Some(driver) = driver {
+                driver.wake();
+            }
+        }
     }
 
     /// Returns the number of replies received so far.
@@ -396,7 +334,7 @@ impl Multiplexed {
 
     /// Returns whether the driver has ended.
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().is_closed
+        self.lock().is_closed()
     }
 
     /// Returns whether the connection has ended because Redis closed it, or the network did.
@@ -416,141 +354,22 @@ impl Multiplexed {
     }
 }
 
-impl SubmitQueue {
-    fn write_value(&mut self, key: &Key) -> (usize, OnComplete) {
-        self.values += 1;
-        if self.check_every.is_none() {
-            return (
-                FetchCommand::GetPttlTracked.write(key.as_bytes(), &mut self.commands),
-                OnComplete::Reply,
-            );
-        }
-        write_value(key.as_bytes(), &mut self.commands);
-        self.unchecked += 1;
-        (1, OnComplete::AwaitExpiryCheck(key.clone()))
-    }
-
-    /// Appends a shared check if enough values wait for one.
-    fn check_if_due(&mut self) {
-        if self.check_every.is_some_and(|check_every| self.unchecked >= check_every) {
-            self.submit_check(INFO_KEYSPACE, OnComplete::ExpiryChecked);
-        }
-    }
-
-    /// Appends a shared check for the values that still lack one. Then decides how the next values
-    /// are requested; `outstanding` is the number of requests that the driver already has pending.
-    fn finish_batch(&mut self, expiry_check: &mut ExpiryCheck, outstanding: usize) {
-        let are_many = std::mem::take(&mut self.values) >= BATCH_THRESHOLD;
-        if self.unchecked > 0 {
-            self.submit_check(INFO_KEYSPACE, OnComplete::ExpiryChecked);
-        }
-        if are_many && expiry_check.is_due() {
-            expiry_check.defer();
-            self.submit_check(INFO_SERVER_KEYSPACE, OnComplete::ServerIdentified);
-        }
-        let check_every = (outstanding + self.pending.len()) / BATCHES_PER_TURN;
-        self.check_every =
-            (are_many && expiry_check.no_key_expires()).then_some(check_every.max(MIN_BATCH));
-    }
-
-    fn submit_check(&mut self, question: &[u8], on_complete: OnComplete) {
-        self.unchecked = 0;
-        self.submit_own(question, on_complete);
-    }
-
-    /// Appends a request of the driver's own, which has one reply.
-    fn submit_own(&mut self, question: &[u8], on_complete: OnComplete) {
-        self.commands.extend_from_slice(question);
-        let pending = PendingRequest {
-            remaining: 1,
-            replies: Vec::new(),
-            reply_to: None,
-            remote_runtime: None,
-            deadline: None,
-            room: ValueRoom::Unlimited,
-            on_complete,
-        };
-        self.pending.push(pending);
-    }
-}
-
-impl PendingRequest {
-    fn is_overdue(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= now)
-    }
-
-    /// Asks for room for a reply with a large value. Without room the value is discarded.
-    fn admit(&mut self, reply: &mut Value, limits: Option<&ValueLimits>) {
-        let Some(limits) = limits.filter(|_| !matches!(self.room, ValueRoom::Unlimited)) else {
-            return;
-        };
-        let Some(value) = large_value(reply) else { return };
-        let last = std::mem::replace(&mut self.room, ValueRoom::None);
-        self.room = match (last, &self.reply_to) {
-            // No task waits for it.
-            (_, None) => ValueRoom::None,
-            (ValueRoom::Reserved(mut room), Some(_)) if room.covers(value.len()) => {
-                room.shrink_to(value.len());
-                ValueRoom::Reserved(room)
-            }
-            (_, Some(_)) => limits.in_flight.reserve(value.len(), limits.max_queue).into(),
-        };
-        if !matches!(self.room, ValueRoom::Reserved(_)) {
-            *value = Vec::new();
-        }
-    }
-
-    /// Asks for room for a large reply. Without room it is discarded. It waits for none, because
-    /// its command is then forwarded.
-    fn admit_frame(&mut self, frame: Frame, limits: Option<&ValueLimits>) -> Frame {
-        match (frame, limits) {
-            (Frame::Reply(bytes), Some(limits)) if bytes.len() >= COUNTED_MIN => {
-                match limits.in_flight.reserve(bytes.len(), 0) {
-                    Admission::Granted(room) => {
-                        self.room = ValueRoom::Reserved(room);
-                        Frame::Reply(bytes)
-                    }
-                    Admission::Waits(_) | Admission::Refused => Frame::NoRoom,
-                }
-            }
-            (frame, _) => frame,
-        }
-    }
-
-    /// Returns the limit of the next reply if that is to be delivered as its bytes.
-    fn frame_limit(&self) -> Option<usize> {
-        match &self.on_complete {
-            OnComplete::ReplyWithFrame(request) if self.remaining == 1 => Some(request.limit),
-            _ => None,
-        }
-    }
-}
-
-impl From<Admission> for ValueRoom {
-    fn from(admission: Admission) -> Self {
-        match admission {
-            Admission::Granted(room) => Self::Reserved(room),
-            Admission::Waits(turn) => Self::Waits(turn),
-            Admission::Refused => Self::Refused,
-        }
-    }
-}
-
-/// Returns the value in a reply to `GET`, or to a transaction with one, if it counts as in flight.
-fn large_value(reply: &mut Value) -> Option<&mut Vec<u8>> {
-    match reply {
-        Value::BulkString(value) if value.len() >= COUNTED_MIN => Some(value),
-        Value::Array(results) => results.iter_mut().find_map(large_value),
-        _ => None,
-    }
-}
-
 /// Wakes a driver when dropped, so the wake-up happens even if the task that holds this never runs.
 struct WakeOnDrop(Waker);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
         self.0.wake_by_ref();
+    }
+}
+
+/// Writes the commands of a connection when dropped, so they are written even if the task that
+/// holds this never runs.
+struct WriteOnDrop(Multiplexed);
+
+impl Drop for WriteOnDrop {
+    fn drop(&mut self) {
+        self.0.write_commands();
     }
 }
 
@@ -585,7 +404,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 }
             }
             match ready!(self.reader.poll_read(&mut self.stream, cx)) {
-                Ok(1..) => {}
+                // The requests of these replies may have been written since the last time.
+                Ok(1..) => self.accept_pending(),
                 Ok(0) => return Poll::Ready(closed()),
                 Err(error) => {
                     return Poll::Ready(tls_error::alert(&error).unwrap_or_else(closed));
@@ -659,7 +479,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 // for the large one, for longer than the shared check saves.
                 if matches!(value, Some(Value::BulkString(value)) if value.len() >= LARGE_VALUE_MIN)
                 {
-                    self.expiry_check.defer();
+                    self.connection.lock().expiry_check.defer();
                 }
                 // Without a receiver there is nothing to hold.
                 if answered.reply_to.is_some() {
@@ -667,13 +487,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 }
             }
             (OnComplete::ServerIdentified, Some(answer)) => {
-                self.expiry_check.on_server_info(answer);
+                self.connection.lock().expiry_check.on_server_info(answer);
             }
             (OnComplete::ExpiryChecked, Some(answer)) => {
-                let expiry = self
-                    .expiry_check
-                    .on_keyspace_info(answer)
-                    .map_err(|_| unreachable(&UNEXPECTED_REPLY))?;
+                let finding = self.connection.lock().expiry_check.on_keyspace_info(answer);
+                let expiry = finding.map_err(|_| unreachable(&UNEXPECTED_REPLY))?;
                 self.deliver_held(expiry);
             }
             (OnComplete::LoggedIn, Some(answer)) => {
@@ -697,12 +515,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
                 (OnComplete::AwaitExpiryCheck(key), Some(Value::BulkString(_)))
                     if expiry == Expiry::SomeKeys =>
                 {
-                    write_expiry(key.as_bytes(), &mut self.output);
-                    self.pending.push_back(PendingRequest {
-                        remaining: 1,
-                        on_complete: OnComplete::Reply,
-                        ..pending
-                    });
+                    let key = key.clone();
+                    let pending =
+                        PendingRequest { remaining: 1, on_complete: OnComplete::Reply, ..pending };
+                    self.connection.lock().submit_expiry(&key, pending);
                 }
                 _ => {
                     pending.replies.push(Value::Int(NO_EXPIRY));
@@ -738,26 +554,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
 
     /// Takes over the submitted requests, and registers the driver's waker for the next ones.
     fn accept_submissions(&mut self, cx: &Context<'_>) {
+        self.connection.lock().register_driver(cx.waker(), || Handle::current().id());
+        self.accept_pending();
+    }
+
+    /// Takes over the submitted requests. Their commands may have been written already.
+    fn accept_pending(&mut self) {
+        let timer_at = self.deadline_timer.as_ref().map(|timer| timer.deadline());
         let mut queue = self.connection.lock();
-        if queue.driver.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            queue.driver = Some(cx.waker().clone());
-            queue.driver_runtime = Some(Handle::current().id());
-        }
-        if queue.pending.is_empty() {
-            return;
-        }
-        queue.finish_batch(&mut self.expiry_check, self.pending.len());
         if self.output.is_empty() {
-            std::mem::swap(&mut self.output, &mut queue.commands);
-        } else {
-            self.output.extend_from_slice(&queue.commands);
-            queue.commands.clear();
+            queue.take_for_driver(&mut self.output);
         }
-        let first = queue.pending.iter().filter_map(|pending| pending.deadline).min();
-        self.pending.extend(queue.pending.drain(..));
+        let earlier = queue.accept(&mut self.pending, timer_at);
+        queue.set_outstanding(self.pending.len());
         drop(queue);
-        if let Some(first) = first {
-            self.arm_deadline(first);
+        if let Some(earlier) = earlier {
+            self.arm_deadline(earlier);
         }
     }
 
@@ -779,6 +591,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
             .is_some_and(|deadline_timer| deadline_timer.as_mut().poll(cx).is_ready())
         {
             self.deadline_timer = None;
+            self.accept_pending();
             let now = Instant::now();
             let all = self.pending.iter_mut().chain(&mut self.awaiting_check);
             for pending in all.filter(|pending| pending.is_overdue(now)) {
@@ -795,8 +608,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
         }
     }
 
-    /// Returns ready once all output is written and flushed.
+    /// Returns ready once all output is written and flushed, and no more is to be written.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        loop {
+            ready!(self.poll_write_output(cx))?;
+            if !self.connection.lock().take_for_driver(&mut self.output) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn poll_write_output(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         while !self.output.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
             if written == 0 {
@@ -845,8 +667,7 @@ impl<S> Drop for ConnectionDriver<S> {
 impl<S> ConnectionDriver<S> {
     /// Fails all requests that are still pending.
     fn close(&mut self) {
-        let over = SubmitQueue { is_closed: true, ..SubmitQueue::default() };
-        let left = std::mem::replace(&mut *self.connection.lock(), over);
+        let left = std::mem::replace(&mut *self.connection.lock(), SubmitQueue::closed());
         // Dropped after the queue was closed, and outside the lock: the drop wakes the requests,
         // which may submit again at once.
         drop(left);

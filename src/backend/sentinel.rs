@@ -285,7 +285,7 @@ impl Sentinels {
         attempt: usize,
     ) -> Result<(Multiplexed, BoxDriver), BackendError> {
         let login = self.read_login().await?;
-        let stream = self.dialer.dial(seed, attempt).await?;
+        let stream = self.dialer.dial(seed, attempt).await?.stream;
         let (poll_now, name) =
             (Arc::clone(&self.poll_now), format!("{} ", self.settings.sentinel_master));
         let on_push = move |push| {
@@ -293,7 +293,7 @@ impl Sentinels {
                 poll_now.send_replace(());
             }
         };
-        let (connection, driver) = Multiplexed::new(stream, 0, Box::new(on_push));
+        let (connection, driver) = Multiplexed::new(stream, None, 0, Box::new(on_push));
         let mut driver = Box::pin(driver) as BoxDriver;
         drive_until(&mut driver, send_hello(&connection, login.as_ref(), SENTINEL_LOGIN))
             .await

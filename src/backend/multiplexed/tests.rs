@@ -1,12 +1,20 @@
 //! Tests of the shared connection against the other end of its stream.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use futures_util::FutureExt as _;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, ReadBuf,
+    duplex,
+};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::submit_queue::BATCH_THRESHOLD;
 use super::*;
+use crate::cache::{Admission, COUNTED_MIN};
 
 type DriverTask = tokio::task::JoinHandle<BackendError>;
 
@@ -22,7 +30,7 @@ fn connect_with_room(room: usize) -> (Multiplexed, DuplexStream, Arc<Mutex<usize
     let pushes = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&pushes);
     let (connection, driver) =
-        Multiplexed::new(ours, 0, Box::new(move |_| *counter.lock().unwrap() += 1));
+        Multiplexed::new(ours, None, 0, Box::new(move |_| *counter.lock().unwrap() += 1));
     (connection, theirs, pushes, tokio::spawn(driver))
 }
 
@@ -630,4 +638,174 @@ async fn frame_reaches_a_request_of_another_thread() {
     theirs.write_all(b":1\r\n$1\r\na\r\n").await.unwrap();
     let pending = tokio::task::spawn_blocking(|| pending.join()).await.unwrap().unwrap();
     assert_eq!(pending, Ok((vec![Value::Int(1)], frame(b"$1\r\na\r\n"))));
+}
+
+/// Runs `act` to its end on a thread with a runtime of its own, as a reader's.
+fn on_other_thread(act: impl Future<Output = ()> + Send + 'static) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(act);
+    })
+}
+
+/// Returns a driven connection with a second writer over a socket with small buffers, and its other
+/// end.
+fn connect_directly() -> (Multiplexed, UnixStream, DriverTask) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4 << 10).unwrap();
+    let writer = DirectWriter::new(&ours).unwrap();
+    let (connection, driver) = Multiplexed::new(ours, Some(writer), 0, Box::new(drop));
+    (connection, theirs, tokio::spawn(driver))
+}
+
+/// Replies to each line with its number of bytes.
+async fn reply_with_lengths(stream: UnixStream) {
+    let (questions, mut answers) = stream.into_split();
+    let mut lines = BufReader::new(questions).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        answers.write_all(format!(":{}\r\n", line.len()).as_bytes()).await.unwrap();
+    }
+}
+
+/// Sends `line` and returns the replies.
+async fn send_line(connection: &Multiplexed, line: &[u8]) -> Result<Vec<Value>, BackendError> {
+    let write = |commands: &mut BytesMut| {
+        commands.extend_from_slice(line);
+        commands.extend_from_slice(b"\r\n");
+        1
+    };
+    connection.send_batch(None, write).await
+}
+
+/// Sends lines of different lengths, many at a time, and expects their lengths.
+async fn send_lines(connection: Multiplexed, mut state: u64) {
+    for _ in 0..400 {
+        let requests = (0..8).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Most are small, some are larger than the buffers of the socket.
+            let length =
+                usize::try_from(state >> 33).unwrap() % if state >> 62 == 0 { 50_000 } else { 200 };
+            let connection = connection.clone();
+            async move {
+                let reply = send_line(&connection, &vec![b'x'; length]).await;
+                assert_eq!(reply, Ok(vec![Value::Int(i64::try_from(length).unwrap())]));
+            }
+        });
+        futures_util::future::join_all(requests).await;
+    }
+}
+
+#[tokio::test]
+async fn direct_writes_keep_the_order() {
+    let (connection, theirs, _driven) = connect_directly();
+    tokio::spawn(reply_with_lengths(theirs));
+    let readers: Vec<_> =
+        (0..4).map(|seed| on_other_thread(send_lines(connection.clone(), seed))).collect();
+    send_lines(connection, 4).await;
+    for reader in readers {
+        tokio::task::spawn_blocking(|| reader.join()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn silent_redis_fails_direct_requests() {
+    let (connection, _theirs, _driven) = connect_directly();
+    let reader = on_other_thread(async move {
+        for number in 0..3 {
+            let deadline = Instant::now() + Duration::from_millis(20);
+            let reply =
+                timeout(Duration::from_secs(10), echo(connection.clone(), number, Some(deadline)));
+            assert_eq!(reply.await.unwrap(), Err(BackendError::TimedOut));
+        }
+    });
+    tokio::task::spawn_blocking(|| reader.join()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn driver_takes_the_turn_of_a_reader() {
+    let (connection, theirs, _driven) = connect_directly();
+    tokio::spawn(reply_with_lengths(theirs));
+    // The first request makes the driver's thread known.
+    assert_eq!(send_line(&connection, b"1").await, Ok(vec![Value::Int(1)]));
+    let (sent, submitted) = oneshot::channel();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let reader = on_other_thread({
+        let connection = connection.clone();
+        async move {
+            let mut request = pin!(send_line(&connection, b"123"));
+            assert_eq!(request.as_mut().now_or_never(), None);
+            // The request is submitted, and this turn lasts until the other thread has its reply.
+            sent.send(()).unwrap();
+            held.recv().unwrap();
+            assert_eq!(request.await, Ok(vec![Value::Int(3)]));
+        }
+    });
+    submitted.await.unwrap();
+    let reply = timeout(Duration::from_secs(10), send_line(&connection, b"4567")).await;
+    assert_eq!(reply.unwrap(), Ok(vec![Value::Int(4)]));
+    release.send(()).unwrap();
+    tokio::task::spawn_blocking(|| reader.join()).await.unwrap().unwrap();
+}
+
+/// A stream of which the first read acts before it returns a reply.
+struct ReplyAfter(Option<Box<dyn FnOnce() + Send>>);
+
+impl AsyncRead for ReplyAfter {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let Some(act) = self.0.take() else { return Poll::Pending };
+        act();
+        buffer.put_slice(b":1\r\n:1\r\n");
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ReplyAfter {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn reply_right_after_a_write_is_matched() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let writer = DirectWriter::new(&ours).unwrap();
+    let connected = Arc::new(OnceLock::<Multiplexed>::new());
+    let (written, is_written) = std::sync::mpsc::channel();
+    let (replied, reply) = oneshot::channel();
+    let submit = {
+        let connected = Arc::clone(&connected);
+        move || {
+            let connection = connected.get().unwrap().clone();
+            // Written while the driver reads, after it has accepted the requests before.
+            on_other_thread(async move {
+                let request = tokio::spawn(echo(connection, 1, None));
+                tokio::task::yield_now().await;
+                written.send(()).unwrap();
+                replied.send(request.await.unwrap()).unwrap();
+            });
+            is_written.recv().unwrap();
+        }
+    };
+    let stream = ReplyAfter(Some(Box::new(submit)));
+    let (connection, driver) = Multiplexed::new(stream, Some(writer), 0, Box::new(drop));
+    connected.set(connection).ok().unwrap();
+    tokio::spawn(driver);
+    let reply = timeout(Duration::from_secs(10), reply).await.unwrap();
+    assert_eq!(reply.unwrap(), Ok(vec![Value::Int(1); 2]));
 }
