@@ -37,13 +37,19 @@ pub(crate) struct Commands {
 }
 
 struct Command {
+    /// The bytes before the first key.
+    begin: Vec<u8>,
     /// The bytes before the digits of a key, and those behind them.
     around: [Vec<u8>; 2],
+    /// The number of its keys.
+    keys: usize,
     /// The length of its reply, and the begin of it.
     reply: usize,
     head: Vec<u8>,
 }
 
+/// The begin of a key over RESP, with its length.
+const KEY: &str = "$16\r\nkey:";
 /// The digits of a key, as in redis-benchmark.
 const DIGITS: usize = 12;
 
@@ -52,44 +58,60 @@ impl Commands {
     pub(crate) fn resp(size: usize) -> Self {
         let value = "x".repeat(size);
         let head = format!("${size}\r\n");
+        let after = format!("\r\n${size}\r\n{value}\r\n");
         Self {
-            read: Command::new("*2\r\n$3\r\nGET\r\n$16\r\nkey:", "\r\n", &head, size + 2),
-            write: Command::new(
-                "*3\r\n$3\r\nSET\r\n$16\r\nkey:",
-                &format!("\r\n${size}\r\n{value}\r\n"),
-                "+OK\r\n",
-                0,
-            ),
+            read: Command::new("*2\r\n$3\r\nGET\r\n", [KEY, "\r\n"], &head, size + 2),
+            write: Command::new("*3\r\n$3\r\nSET\r\n", [KEY, &after], "+OK\r\n", 0),
         }
+    }
+
+    /// Those of Redis, with MGETs of `keys` keys as reads.
+    pub(crate) fn mget(size: usize, keys: usize) -> Self {
+        let value = format!("${size}\r\n");
+        let begin = format!("*{}\r\n$4\r\nMGET\r\n", 1 + keys);
+        let rest = keys * (value.len() + size + 2) - value.len();
+        let read = Command::new(&begin, [KEY, "\r\n"], &format!("*{keys}\r\n{value}"), rest);
+        Self { read: Command { keys, ..read }, ..Self::resp(size) }
     }
 
     /// The meta commands of memcached.
     pub(crate) fn meta(size: usize) -> Self {
         let value = "x".repeat(size);
         let head = format!("VA {size}\r\n");
+        let after = format!(" {size}\r\n{value}\r\n");
         Self {
-            read: Command::new("mg key:", " v\r\n", &head, size + 2),
-            write: Command::new("ms key:", &format!(" {size}\r\n{value}\r\n"), "HD\r\n", 0),
+            read: Command::new("mg ", ["key:", " v\r\n"], &head, size + 2),
+            write: Command::new("ms ", ["key:", &after], "HD\r\n", 0),
         }
     }
 }
 
 impl Command {
-    /// The reply has so many bytes after its head.
-    fn new(before: &str, after: &str, head: &str, value: usize) -> Self {
-        Self { around: [before.into(), after.into()], reply: head.len() + value, head: head.into() }
+    /// A command with one key; its reply has `value` bytes after its head.
+    fn new(begin: &str, around: [&str; 2], head: &str, value: usize) -> Self {
+        Self {
+            begin: begin.into(),
+            around: around.map(Into::into),
+            keys: 1,
+            reply: head.len() + value,
+            head: head.into(),
+        }
     }
 
-    fn append(&self, number: u64, requests: &mut Vec<u8>) {
-        requests.extend_from_slice(&self.around[0]);
-        let mut digits = [b'0'; DIGITS];
-        let mut rest = number;
-        for digit in digits.iter_mut().rev() {
-            *digit += u8::try_from(rest % 10).unwrap_or_default();
-            rest /= 10;
+    /// Appends the command with the next numbers as its keys.
+    fn append(&self, mut number: impl FnMut() -> u64, requests: &mut Vec<u8>) {
+        requests.extend_from_slice(&self.begin);
+        for _ in 0..self.keys {
+            requests.extend_from_slice(&self.around[0]);
+            let mut digits = [b'0'; DIGITS];
+            let mut rest = number();
+            for digit in digits.iter_mut().rev() {
+                *digit += u8::try_from(rest % 10).unwrap_or_default();
+                rest /= 10;
+            }
+            requests.extend_from_slice(&digits);
+            requests.extend_from_slice(&self.around[1]);
         }
-        requests.extend_from_slice(&digits);
-        requests.extend_from_slice(&self.around[1]);
     }
 }
 
@@ -195,7 +217,7 @@ impl Connection {
             self.turn += 1;
             let is_write = plan.write_every > 0 && self.turn.is_multiple_of(plan.write_every);
             let command = if is_write { &plan.commands.write } else { &plan.commands.read };
-            command.append(rand::rng().random_range(0..plan.keys), requests);
+            command.append(|| rand::rng().random_range(0..plan.keys), requests);
             self.expected += command.reply;
             if self.head.is_none() {
                 self.head = Some(command.head.clone());
@@ -230,21 +252,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_have_the_digits_of_their_key() {
+    fn commands_have_the_digits_of_keys() {
         let mut requests = Vec::new();
-        Commands::resp(3).read.append(1205, &mut requests);
-        Commands::resp(3).write.append(7, &mut requests);
+        Commands::resp(3).read.append(|| 1205, &mut requests);
+        Commands::resp(3).write.append(|| 7, &mut requests);
         assert_eq!(
             requests.escape_ascii().to_string(),
             "*2\\r\\n$3\\r\\nGET\\r\\n$16\\r\\nkey:000000001205\\r\\n\
              *3\\r\\n$3\\r\\nSET\\r\\n$16\\r\\nkey:000000000007\\r\\n$3\\r\\nxxx\\r\\n"
         );
         requests.clear();
-        Commands::meta(3).read.append(1205, &mut requests);
-        Commands::meta(3).write.append(7, &mut requests);
+        Commands::meta(3).read.append(|| 1205, &mut requests);
+        Commands::meta(3).write.append(|| 7, &mut requests);
         assert_eq!(
             requests.escape_ascii().to_string(),
             "mg key:000000001205 v\\r\\nms key:000000000007 3\\r\\nxxx\\r\\n"
+        );
+        requests.clear();
+        let mut numbers = 7..;
+        Commands::mget(3, 2).read.append(|| numbers.next().unwrap_or_default(), &mut requests);
+        assert_eq!(
+            requests.escape_ascii().to_string(),
+            "*3\\r\\n$4\\r\\nMGET\\r\\n\
+             $16\\r\\nkey:000000000007\\r\\n$16\\r\\nkey:000000000008\\r\\n"
         );
     }
 
@@ -253,6 +283,7 @@ mod tests {
         for (commands, reply, written) in [
             (Commands::resp(3), "$3\r\nxxx\r\n", "+OK\r\n"),
             (Commands::meta(3), "VA 3\r\nxxx\r\n", "HD\r\n"),
+            (Commands::mget(3, 2), "*2\r\n$3\r\nxxx\r\n$3\r\nxxx\r\n", "+OK\r\n"),
         ] {
             assert_eq!(commands.read.reply, reply.len());
             assert!(reply.as_bytes().starts_with(&commands.read.head));

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import socket
+import ssl
+import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -19,6 +21,7 @@ CAPACITY = 100_000
 PROXY = "this proxy"
 NGINX_FIXED = "nginx return 200"
 NGINX_LRUCACHE = "nginx + lrucache"
+NGINX_FILE, NGINX_SENDFILE = "nginx, a file, sendfile off", "nginx, a file, sendfile on"
 WEBDIS = "webdis, one thread, no log"
 WEBDIS_AS_PACKAGED = "webdis, as Debian packages it"
 FASTAPI = "FastAPI, no access log"
@@ -36,17 +39,17 @@ BRIDGE = "bridge, one round trip a command"
 # The program of each contestant that WITHOUT can leave out.
 PROGRAMS = {
     BRIDGE: "bridge", FASTAPI: "fastapi", FASTAPI_AS_STARTED: "fastapi", FASTAPI_UVLOOP: "fastapi", MEMCACHED: "memcached",
-    NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", TWEMPROXY: "twemproxy", VALKEY: "valkey", WEBDIS: "webdis",
-    WEBDIS_AS_PACKAGED: "webdis",
+    NGINX_FILE: "nginx", NGINX_FIXED: "nginx", NGINX_LRUCACHE: "nginx", NGINX_SENDFILE: "nginx", TWEMPROXY: "twemproxy",
+    VALKEY: "valkey", WEBDIS: "webdis", WEBDIS_AS_PACKAGED: "webdis",
 }
+# The directory with the files of nginx: the values, each under its key.
+FILES = "files"
 # The REST front end of this proxy.
 REST_PATH, REST_TOKEN = "/rest", "token-of-the-bench"
 
 
 def answers_http(server, size):
-    url = f"http://127.0.0.1:{server.port}{server.path}{key(0)}{server.suffix}"
-    with urllib.request.urlopen(url, timeout=2) as answer:
-        return len(answer.read()) == size
+    return len(server.get(key(0), 2)) == size
 
 
 def answers_resp(server):
@@ -106,6 +109,12 @@ def start_bare_resp(directory, size, cores=SERVING):
     return start_bare(directory, len(encode("GET", key(0))), resp_reply(size), cores)
 
 
+def start_bare_mget(directory, size, keys):
+    """The limit of an MGET of so many keys."""
+    reply = b"*%d\r\n" % keys + resp_reply(size) * keys
+    return start_bare(directory, len(encode("MGET", *[key(0)] * keys)), reply)
+
+
 def start_bare_http(directory, body, cores=SERVING):
     head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     return start_bare(directory, "blank", head + body, cores)
@@ -127,8 +136,11 @@ def string_of_length(length):
     return resp_reply(max(0, length - len(f"${length}\r\n\r\n")))
 
 
-def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000)):
-    """This proxy; `port` serves HTTP and `resp_port` Redis clients, each at most `connections`."""
+def start_proxy(
+    directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, connections=(2000, 2000), size=0, certificate=None
+):
+    """This proxy; `port` serves HTTP and `resp_port` Redis clients, each at most `connections`, with TLS if there is a
+    certificate. It keeps values of `size`."""
     port, resp_port = free_port(), free_port()
     tokens = directory / f"rest-tokens-{port}"
     tokens.write_text(REST_TOKEN + "\n")
@@ -142,11 +154,60 @@ def start_proxy(directory, origin, cores=SERVING, workers=1, capacity=CAPACITY, 
         "REDIS_PROXY_RESP__MAX_CONNECTIONS": str(connections[1]),
         "REDIS_PROXY_REST__PATH": REST_PATH,
         "REDIS_PROXY_REST__TOKENS_FILE": str(tokens),
+        **room_for(size),
+        **with_tls(certificate),
     }
     server = Server(PROXY, command, port, directory, cores, variables)
     server.resp_port, server.path = resp_port, "/keys/"
-    ready = f"http://127.0.0.1:{port}/readyz"
-    return server.wait_until(lambda: urllib.request.urlopen(ready, timeout=2).status == 200)
+    ready = f"{'https' if certificate else 'http'}://127.0.0.1:{port}/readyz"
+    return server.wait_until(lambda: urllib.request.urlopen(ready, timeout=2, context=trusting()).status == 200)
+
+
+# The largest values that the proxy keeps with its defaults.
+KEPT_BY_DEFAULT = 16 << 20
+
+
+def room_for(size):
+    """The settings with which the proxy keeps a few values of this size; none where its defaults do."""
+    if size <= KEPT_BY_DEFAULT:
+        return {}
+    return {
+        # It keeps no value above a tenth of this.
+        "REDIS_PROXY_CACHE__MAX_MEMORY": str(20 * size),
+        # Room for every reader at once, otherwise a value that one of them still takes is fetched again.
+        "REDIS_PROXY_CACHE__MAX_IN_FLIGHT": str(10 * size),
+        "REDIS_PROXY_REDIS__RESPONSE_TIMEOUT": "30s",
+    }
+
+
+def with_tls(certificate):
+    """The settings with which both front ends have this certificate; none without one."""
+    if not certificate:
+        return {}
+    parts = {"CERT": certificate, "KEY": key_of(certificate)}
+    return {f"REDIS_PROXY_{end}__TLS_{part}_FILE": str(file) for end in ("HTTP", "RESP") for part, file in parts.items()}
+
+
+def certificate(directory):
+    """A certificate that signs itself, with a key on P-256, as most servers on the web have."""
+    file = directory / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=bench", "-days", "1", "-keyout", key_of(file), "-out", file]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    if done.returncode != 0:
+        raise Failed(f"openssl makes no certificate: {done.stderr[-200:]}")
+    return file
+
+
+def key_of(certificate):
+    return certificate.with_name("key.pem")
+
+
+def trusting():
+    """TLS that accepts every certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def start_bridge(directory, origin):
@@ -167,14 +228,14 @@ def start_nginx(name, directory, origin, size, cores=SERVING, workers=1):
     # Its configuration has room for no longer value.
     fixed = "x" * min(size, 1000)
     values = {"ROOT": install.ROOT, "PORT": port, "ORIGIN": origin, "CAPACITY": CAPACITY, "VALUE": fixed}
-    values["WORKERS"] = workers
+    values |= {"WORKERS": workers, "FILES": directory / FILES}
     text = (install.PROJECT / "bench" / "nginx.conf").read_text()
     for name_of_value, value in values.items():
         text = text.replace(f"@{name_of_value}@", str(value))
     configuration = directory / f"nginx-{port}.conf"
     configuration.write_text(text)
     server = Server(name, [install.program("nginx"), "-p", directory, "-c", configuration], port, directory, cores)
-    server.path = "/fixed/" if name == NGINX_FIXED else "/keys/"
+    server.path = {NGINX_FIXED: "/fixed/", NGINX_FILE: "/file/", NGINX_SENDFILE: "/sendfile/"}.get(name, "/keys/")
     return server
 
 
@@ -245,10 +306,10 @@ def start_twemproxy(directory, origin):
 def start_http(name, directory, origin, size):
     """The contestant of this name, after a check of its replies; `size` is that of its values."""
     if name == PROXY:
-        server = start_proxy(directory, origin)
+        server = start_proxy(directory, origin, size=size)
     elif name == LIMIT:
         server = start_bare_http(directory, b"x" * size)
-    elif name in (NGINX_FIXED, NGINX_LRUCACHE):
+    elif PROGRAMS.get(name) == "nginx":
         server = start_nginx(name, directory, origin, size)
     elif name in (WEBDIS, WEBDIS_AS_PACKAGED):
         server = start_webdis(name, directory, origin)

@@ -45,6 +45,6 @@ end
 function done(summary, latency)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  print(string.format("RESULT %d %d %d %d %d %d", summary.requests, summary.duration, failed,
+  print(string.format("RESULT %d %d %d %d %d %d %d", summary.requests, summary.bytes, summary.duration, failed,
     latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
 end

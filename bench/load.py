@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import install
 from processes import CORES, LOADING, Failed
+from redis_keys import key
 
 KEYS = 10_000
 CONNECTIONS = 32
@@ -22,7 +23,7 @@ CONNECTIONS = 32
 class Result:
     """The result of a load; latencies in microseconds, by percentile."""
 
-    reads: int
+    reads: float
     seconds: float
     latency: dict = field(default_factory=dict)
 
@@ -67,10 +68,11 @@ class Others:
     turn: int = 0
 
 
-def wrk(server, seconds, connections=CONNECTIONS, keys=KEYS, others=None):
-    """Reads over HTTP of `keys` keys, few of them often, and of `others`, which is updated."""
+def wrk(server, seconds, connections=CONNECTIONS, keys=KEYS, others=None, size=0):
+    """Reads over HTTP of `keys` keys, few of them often, and of `others`, which is updated; by their bytes if all values have
+    this size."""
     others = others or Others(0, range(1))
-    result = wrk_result(server, run(wrk_command(server, seconds, connections, keys, others), seconds))
+    result = wrk_result(server, run(wrk_command(server, seconds, connections, keys, others), seconds), size)
     others.turn += result.reads // others.every if others.every else 0
     return result
 
@@ -91,12 +93,14 @@ def wrk_rest(server, path, token, commands, seconds, connections=CONNECTIONS, ke
     return Result(result.reads * commands, result.seconds, result.latency)
 
 
-def wrk_result(server, text):
+def wrk_result(server, text, size=0):
+    """The result of wrk. With a size of the values its reads are those bytes that arrived: the replies that the end of the run
+    cuts off are many of a few large ones, and the server has written them too."""
     numbers = [int(word) for line in text.splitlines() if line.startswith("RESULT") for word in line.split()[1:]]
-    reads, microseconds, failed, p50, p99, p999 = numbers
+    reads, received, microseconds, failed, p50, p99, p999 = numbers
     if failed or not reads:
         raise Failed(f"{server.name}: {failed} of {reads} reads failed")
-    return Result(reads, microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
+    return Result(received / size if size else reads, microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
 
 
 def wrk_twice(servers, seconds):
@@ -112,12 +116,16 @@ def both(results):
     return Result(sum(result.reads for result in results), max(result.seconds for result in results))
 
 
-# The most runs of wrk until all keys have been read.
-WARMING = 60
+# The most runs of wrk until all keys have been read, and the most keys for which a run would take longer than a loop here.
+WARMING, FEW = 60, 1000
 
 
 def warm(server, numbers, connections=CONNECTIONS):
     """Reads each of these keys over HTTP at least once."""
+    if len(numbers) <= FEW:
+        for number in numbers:
+            server.get(key(number), 60)
+        return
     others = Others(1, numbers)
     for _ in range(WARMING):
         wrk(server, 2, connections, 1, others)
@@ -178,12 +186,16 @@ def paced_result(line):
     return Result(reads, microseconds / 1e6, latency)
 
 
-def closed(port, seconds, connections=CONNECTIONS, pipeline=1, keys=KEYS, size=100, write_every=0, is_meta=False):
-    """GETs of random keys of one port, or with `is_meta` mg commands; one command in `write_every` writes. A latency is that
-    of a pipeline."""
-    command = [client(), "closed", int(is_meta), connections, pipeline, keys, size, write_every, seconds * 1000, port]
-    reads, microseconds, p50, p99, p999 = (int(word) for word in run(command, seconds).split())
-    return Result(reads, microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
+def closed(port, seconds, connections=CONNECTIONS, pipeline=1, keys=KEYS, size=100, write_every=0, read=1):
+    """Reads of random keys of one port; one command in `write_every` writes. A read is a GET, or an MGET of `read` keys, each
+    of which counts as a read, or with MG an mg command. A latency is that of a pipeline."""
+    command = [client(), "closed", read, connections, pipeline, keys, size, write_every, seconds * 1000, port]
+    commands, microseconds, p50, p99, p999 = (int(word) for word in run(command, seconds).split())
+    return Result(commands * max(1, read), microseconds / 1e6, {"p50": p50, "p99": p99, "p99.9": p999})
+
+
+# Stands for memcached's meta commands in place of a number of keys.
+MG = 0
 
 
 def straight(origin, tasks, seconds, rounds):

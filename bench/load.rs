@@ -13,9 +13,10 @@
 //! was counted and the lower quartile of its slices' 99th percentiles, in µs; or `failed` and why.
 //! `load straight PORT TASKS SECONDS ROUNDS`; prints for each round reads a second straight, as
 //! pairs with the time to live over a tracked link, and through the cache.
-//! `load closed META CONNECTIONS PIPELINE KEYS SIZE WRITE_EVERY MS PORT`: pipelines of GETs of values
-//! of SIZE bytes, with META 1 by memcached's meta commands; prints the commands, the time and the
-//! 50th, 99th and 99.9th percentile of a pipeline's latency in µs.
+//! `load closed READ CONNECTIONS PIPELINE KEYS SIZE WRITE_EVERY MS PORT`: pipelines of reads of
+//! values of SIZE bytes, each a GET if READ is 1, an MGET of so many keys if it is more, and an mg
+//! of memcached's meta commands if it is 0; prints the commands, the time and the 50th, 99th and
+//! 99.9th percentile of a pipeline's latency in µs.
 
 mod closed;
 
@@ -73,11 +74,15 @@ fn main() -> anyhow::Result<()> {
         }
         (
             Some("closed"),
-            [meta, connections, pipeline, keys, size, write_every, milliseconds, port],
+            [read, connections, pipeline, keys, size, write_every, milliseconds, port],
         ) => {
             let size = usize::try_from(*size)?;
             let plan = Plan {
-                commands: if *meta == 1 { Commands::meta(size) } else { Commands::resp(size) },
+                commands: match usize::try_from(*read)? {
+                    0 => Commands::meta(size),
+                    1 => Commands::resp(size),
+                    keys => Commands::mget(size, keys),
+                },
                 connections: usize::try_from(*connections)?,
                 pipeline: usize::try_from(*pipeline)?,
                 keys: *keys,

@@ -11,6 +11,8 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import install
@@ -32,12 +34,13 @@ def free_port():
 
 
 class Server:
-    """A server with its descendants. It serves on `port`; over HTTP `path` and `suffix` enclose a key."""
+    """A server with its descendants. It serves on `port`, and over RESP on `resp_port`, which may be the same; over HTTP
+    `path` and `suffix` enclose a key."""
 
     path = suffix = ""
 
     def __init__(self, name, command, port, directory, cores, variables=None):
-        self.name, self.port = name, port
+        self.name, self.port, self.resp_port = name, port, port
         self.log = Path(directory) / f"{name.replace(' ', '-')}-{port}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -51,6 +54,12 @@ class Server:
                 preexec_fn=lambda: (os.sched_setaffinity(0, cores), allow_open_files()),
             )
 
+    def get(self, key, seconds):
+        """The value of a key over HTTP."""
+        url = f"http://127.0.0.1:{self.port}{self.path}{key}{self.suffix}"
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            return answer.read()
+
     def ids(self):
         """The ids of its processes."""
         found, fresh = [], [self.process.pid]
@@ -63,6 +72,10 @@ class Server:
         """Seconds of CPU time so far of all its processes, and how much of that in the kernel."""
         times = [[int(ticks) / TICKS_A_SECOND for ticks in stat(pid)[11:13]] for pid in self.ids()]
         return sum(user + kernel for user, kernel in times), sum(kernel for _, kernel in times)
+
+    def exact_cpu(self):
+        """Seconds of CPU time so far of all its processes, by clocks that do not count in ticks."""
+        return sum(time.clock_gettime(cpu_clock(pid)) for pid in self.ids())
 
     def memory(self):
         """Bytes in memory (VmRSS) of all its processes."""
@@ -107,14 +120,33 @@ class Pair:
         return sum(server.memory() for server in self.servers)
 
 
+def cpu_clock(pid):
+    """The clock of the CPU time of a process, as clock_getcpuclockid(3) finds it on Linux."""
+    return ~pid << 3 | 2
+
+
+@contextmanager
+def pinned(cores):
+    """Keeps this program on these cores, while it is a load itself."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def allow_open_files():
-    """Lets this process open as many files as 10,000 connections need, where the system allows it."""
-    wanted = 65_536
+    """Lets this process open as many files as 50,000 Redis clients may need of the proxy, where the system allows it; returns
+    how many it may open."""
+    wanted = 131_072
     for hard in (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]):
         try:
-            return resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+            break
         except (ValueError, OSError):
             continue
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def children(pid):

@@ -1,6 +1,7 @@
 """The keys that are read: written to Redis, and read once over a connection with Redis's own protocol.
 
-A key is `key:` and twelve digits, as in redis-benchmark, so 16 bytes.
+A key is `key:` and twelve digits, as in redis-benchmark, so 16 bytes. A value begins with the digits of its key: a server that
+keeps equal strings once, as LuaJIT does, would have only one.
 """
 
 import re
@@ -12,6 +13,11 @@ BATCH = 1000
 
 def key(number):
     return f"key:{number:012d}"
+
+
+def value(number, size):
+    """The value of a key."""
+    return (b"%012d" % number + b"x" * size)[:size]
 
 
 class Connection:
@@ -40,12 +46,12 @@ class Connection:
 
     def read_all(self, numbers, size):
         """Reads each of the keys; all values are of `size` bytes, as `write` writes them."""
-        expected = b"$%d\r\n%s\r\n" % (size, b"x" * size)
         for first in range(numbers.start, numbers.stop, BATCH):
             batch = range(first, min(first + BATCH, numbers.stop))
             self.socket.sendall(b"".join(encode("GET", key(number)) for number in batch))
-            answers = self.stream.read(len(expected) * len(batch))
-            if answers != expected * len(batch):
+            expected = b"".join(b"$%d\r\n%s\r\n" % (size, value(number, size)) for number in batch)
+            answers = self.stream.read(len(expected))
+            if answers != expected:
                 error = re.search(rb"-[A-Z][^\r]*", answers)
                 raise ValueError(f"reads of {batch} were answered {error[0] if error else answers[:80]}")
 
@@ -57,8 +63,11 @@ def encode(*words):
 
 # Many keys at once: this program would need longer to write them than Redis.
 WRITE = """
-local value = string.rep('x', ARGV[3])
-for number = ARGV[1], ARGV[2] - 1 do redis.call('SET', string.format('key:%012d', number), value) end
+local fill = string.rep('x', ARGV[3])
+for number = ARGV[1], ARGV[2] - 1 do
+  local digits = string.format('%012d', number)
+  redis.call('SET', 'key:' .. digits, (digits .. fill):sub(1, ARGV[3]))
+end
 """
 
 
@@ -102,7 +111,7 @@ def write_memcached(port, numbers, size):
     with Connection(port) as memcached:
         for first in range(numbers.start, numbers.stop, BATCH):
             batch = range(first, min(first + BATCH, numbers.stop))
-            sets = (b"ms %s %d q\r\n%s\r\n" % (key(number).encode(), size, b"x" * size) for number in batch)
+            sets = (b"ms %s %d q\r\n%s\r\n" % (key(number).encode(), size, value(number, size)) for number in batch)
             memcached.socket.sendall(b"".join(sets) + b"mn\r\n")
             # It answers a quiet command only if that fails.
             answer = memcached.stream.readline()

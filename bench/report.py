@@ -15,13 +15,13 @@ from statistics import median
 
 import install
 from cases import (
-    BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_NAMES, MANY, MANY_THREADS, MISSES_HTTP, MISSES_RESP,
-    NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, THREADS, caches_case,
-    churn_case, replies_case,
+    BETWEEN, BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_HTTP, IDLE_KINDS, IDLE_RESP, IN_FILES, LARGE, MANY,
+    MANY_THREADS, MGET, MGET_CASE, MISSES_HTTP, MISSES_RESP, NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE, PART, PROCESSES,
+    RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, STILL, THREADS, caches_case, churn_case, http_large_case, many_idle, replies_case, resp_large_case,
 )
 from contestants import (
-    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FIXED, NGINX_LRUCACHE,
-    PROXY, REDIS, TWEMPROXY, VALKEY, WEBDIS, WEBDIS_AS_PACKAGED, valkey_server,
+    BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FILE, NGINX_FIXED,
+    NGINX_LRUCACHE, PROXY, REDIS, TWEMPROXY, VALKEY, WEBDIS, WEBDIS_AS_PACKAGED, valkey_server,
 )
 from load import SLICE, TURN, UNCOUNTED
 from processes import LOADING, SERVING
@@ -86,8 +86,22 @@ def churn(tasks, expiring=False):
     return Target(what, churn_case(tasks, expiring), CHURN[2], CHURN[0], 0.8, 1.0, "rate", is_floor=True)
 
 
-def idle(name, must, aim):
-    return Target(f"idle connection, bytes: {name}", "idle", name, None, must, aim, "connection")
+def idle(name, most):
+    return Target(f"idle connection, bytes: {name}", "idle", name, None, most, most, "connection")
+
+
+def first_request(name):
+    what = f"first request after idleness, CPU beyond that of the next, µs: {name}"
+    return Target(what, "idle", name, None, 1.0, 1.0, "late")
+
+
+def large_http(values, other):
+    return Target(f"HTTP hit of {values.name}, CPU : {other}", http_large_case(values), PROXY, other, 1.05, 1.05)
+
+
+def large_resp(values, most):
+    what = f"RESP hit of {values.name}, P={values.pipeline}, CPU : redis-server"
+    return Target(what, resp_large_case(values), PROXY, REDIS, most, most)
 
 
 def near(what, case, aim, limit=LIMIT):
@@ -124,8 +138,13 @@ TARGETS = [
     Target("HTTP miss, CPU : webdis, one thread, no log", MISSES_HTTP, PROXY, WEBDIS, 0.6, 0.6),
     *(Target(f"RESP hit by one load, P={pipeline}, CPU : {MEMCACHED}", caches_case(pipeline), PROXY, MEMCACHED, 1.0, 1.0)
       for pipeline in (1, 16, 64)),
-    idle(IDLE_NAMES[0], 4096, 4096),
-    idle(IDLE_NAMES[1], 6144, 6144),
+    Target(f"MGET of {MGET} keys, CPU : redis-server", MGET_CASE, PROXY, REDIS, 0.5, 0.5),
+    large_resp(LARGE["4 KiB"], 1.0),
+    *(large_http(LARGE[name], other) for name in IN_FILES for other in (NGINX_LRUCACHE, NGINX_FILE)),
+    *(large_resp(LARGE[name], 1.05) for name in IN_FILES),
+    *(idle(of_number(name), most)
+      for of_number in (str, many_idle) for name, most in ((IDLE_HTTP, 4096), (IDLE_RESP, 6144))),
+    *(first_request(name) for name in (*IDLE_KINDS, many_idle(IDLE_HTTP), many_idle(IDLE_RESP))),
     Target("memory an entry : redis-server", "memory", PROXY, REDIS, 2.0, 1.3, "entry"),
     two_threads("HTTP", "threads, http"),
     two_threads("HTTP, both on one core", ONE_CORE),
@@ -157,6 +176,9 @@ COLUMNS = {
     "entry": ("bytes an entry", "{:,.0f}"),
     "connection": ("bytes a connection", "{:,.0f}"),
     "connections": ("connections", "{:,.0f}"),
+    "first": ("CPU of a first request, µs", "{:.2f}"),
+    "next": ("CPU of the next request, µs", "{:.2f}"),
+    "late": ("first beyond next, µs", "{:.2f}"),
     "memory": ("memory, MiB", "{:,.0f}"),
 }
 
@@ -181,6 +203,7 @@ COUNTED = {
     (REST_PIPELINE, BY_REST): "rest-50",
     (REST_PIPELINE, BY_RESP): "resp-50",
     (REST_PIPELINE, BY_KEYS): "http",
+    (MGET_CASE, PROXY): "mget-100",
     ("threads, http", THREADS[1]): "http",
     (ONE_CORE, THREADS[1]): "http",
     ("threads, resp P=1", THREADS[1]): "resp-1",
@@ -235,6 +258,15 @@ A case is repeated until two runs agree: until the ratios of all its rows to its
 
 webdis and FastAPI are there both as they come, webdis with the settings of its package (more threads, on the one core) and
 uvicorn with its own (a line of log for each read), and with one thread and without logs.
+
+Of values of 1 MiB and more all readers together have a few only, and over HTTP their bytes are counted, so that a reply that
+the end of a turn cuts off counts by its part. nginx serves them from its cache and from files. With sendfile off it copies each
+byte twice, from the file and to the socket; this proxy copies it once, to the socket. With sendfile on the socket refers to the
+file's pages, which no server with values in memory of its own can do, so that row has no target.
+
+A connection is idle when the memory of its server has not fallen for {STILL} s. The next request is the same one over the same
+connection, sent so soon that no buffer has been given back, after requests over {PART * BETWEEN:,} others. Readings of {PART}
+requests of both kinds take turns; the figures are medians of readings, and of the differences within a turn.
 
 At a fixed rate a read is timed from when it was due. There the servers take turns of {TURN} ms in each round, so that what
 disturbs the machine disturbs all of them. The first {UNCOUNTED} ms of a turn are not counted, as the processor's caches are still

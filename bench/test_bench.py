@@ -1,6 +1,7 @@
 """Tests of what decides over a run, without any server.
 
-Promise: a contestant that does not start fails the run unless WITHOUT names it, and two runs agree by their ratios.
+Promise: a contestant that does not start fails the run unless WITHOUT names it, two runs agree by their ratios, and the loads of
+a case are those that its name says.
 """
 
 import contextlib
@@ -8,19 +9,23 @@ import io
 import os
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from unittest import mock
 
+import cases
 import contestants
 import install
+import load
 import report
 import run
 import runs
-from cases import CASES, MISSES_RESP, NEEDS, Bench, Record, Stage
+from cases import CASES, IDLE, IDLE_KINDS, LARGE, MANY_IDLE, MISSES_RESP, NEEDS, Bench, Record, Stage, many_idle
 from contestants import LIMIT, MEMCACHED, NGINX_FIXED, PROGRAMS, PROXY, REDIS, TWEMPROXY, VALKEY
 from load import Result
-from processes import Failed
+from processes import Failed, cpu_clock
+from redis_keys import value
 from quiet import Sample, Watch, shares
 
 
@@ -155,6 +160,88 @@ class Repeating(Quietly):
         self.assertEqual(runs.sentence(1, None), "One run.")
 
 
+class Loads(unittest.TestCase):
+    def test_each_key_of_an_mget_is_a_read(self):
+        with mock.patch.object(load, "run", lambda *_: "50 1000000 1 2 3"):
+            self.assertEqual(load.closed(1, 1, read=100).reads, 5000)
+            self.assertEqual(load.closed(1, 1).reads, 50)
+            self.assertEqual(load.closed(1, 1, read=load.MG).reads, 50)
+
+    def test_large_reads_count_by_their_bytes(self):
+        text = "RESULT 3 450 1000000 0 1 2 3"
+        self.assertEqual(load.wrk_result(PROXY, text).reads, 3)
+        self.assertEqual(load.wrk_result(PROXY, text, 100).reads, 4.5)
+
+    def test_values_of_different_keys_differ(self):
+        self.assertEqual(value(7, 15), b"000000000007xxx")
+        self.assertEqual({len(value(number, 5)) for number in range(3)}, {5})
+
+    def test_proxy_has_room_for_large_values(self):
+        for values in LARGE.values():
+            settings = contestants.room_for(values.size)
+            if values.size <= contestants.KEPT_BY_DEFAULT:
+                self.assertEqual(settings, {})
+                continue
+            self.assertGreaterEqual(int(settings["REDIS_PROXY_CACHE__MAX_MEMORY"]), 10 * values.size)
+            self.assertGreaterEqual(int(settings["REDIS_PROXY_CACHE__MAX_IN_FLIGHT"]), values.connections * values.size)
+
+
+class Waiting:
+    """A server with idle connections, which are numbers; the first request of each has another cost than the next."""
+
+    def __init__(self, *costs):
+        self.costs = costs
+        self.server, self.asked, self.spent = self, [], 0.0
+
+    def exact_cpu(self):
+        return self.spent
+
+    def ask(self, connections):
+        for connection in connections:
+            self.spent += self.costs[self.asked.count(connection)] / 1e6
+            self.asked.append(connection)
+
+
+class Idling(unittest.TestCase):
+    def test_open_files_bound_the_connections(self):
+        def counts(wanted, files):
+            return [cases.idle_count(wanted, files, *how) for how in IDLE_KINDS.values()]
+
+        self.assertEqual(counts(IDLE, 20_000), [10_000, 9_700, 10_000, 9_700])
+        self.assertEqual(counts(IDLE, 65_536), [10_000] * 4)
+        self.assertEqual(counts(MANY_IDLE, 65_536), [50_000, 32_400, 50_000, 32_400])
+        self.assertEqual(counts(MANY_IDLE, 131_072), [50_000] * 4)
+        self.assertEqual(counts(IDLE, 100), [100] * 4)
+
+    def test_source_addresses_have_enough_ports(self):
+        sources = [cases.source(number) for number in range(MANY_IDLE)]
+        self.assertEqual(sources[0], "127.0.0.1")
+        self.assertLess(max(sources.count(one) for one in set(sources)), 60_999 - 32_768)
+
+    def test_first_and_next_request_take_turns(self):
+        connections = range(6 * cases.PART)
+        with mock.patch.object(cases, "BETWEEN", 2):
+            kind = Waiting(9, 7.5)
+            readings = cases.first_and_next(kind, connections)
+        self.assertEqual([tuple(round(cost, 6) for cost in turn) for turn in readings], [(9, 7.5, 1.5)] * 4)
+        begins = [connection // cases.PART for connection in kind.asked[:: cases.PART]]
+        self.assertEqual(begins, [0, 1, 2, 0, 3, 1, 4, 2, 5, 3])
+
+    def test_few_connections_have_readings(self):
+        self.assertGreaterEqual(len(cases.first_and_next(Waiting(9, 8), range(100))), cases.BETWEEN)
+
+    def test_clock_of_a_process_is_exact(self):
+        before, ours = time.clock_gettime(cpu_clock(os.getpid())), time.process_time()
+        self.assertLess(abs(before - ours), 0.1)
+        self.assertGreater(time.clock_gettime(cpu_clock(os.getpid())), before)
+
+    def test_both_front_ends_have_the_certificate(self):
+        self.assertEqual(contestants.with_tls(None), {})
+        settings = contestants.with_tls(Path("/bench/certificate.pem"))
+        self.assertEqual(settings["REDIS_PROXY_HTTP__TLS_CERT_FILE"], "/bench/certificate.pem")
+        self.assertEqual(settings["REDIS_PROXY_RESP__TLS_KEY_FILE"], "/bench/key.pem")
+
+
 class Reporting(unittest.TestCase):
     def records(self, case, **costs):
         measurement = bench()
@@ -184,6 +271,19 @@ class Reporting(unittest.TestCase):
             "REST, pipeline of 50, CPU a read : bridge, one round trip a command",
         ):
             self.assertIn(f"| {row} |", text)
+
+    def test_large_reads_and_idle_have_their_aims(self):
+        text = report.targets(bench())
+        for row, most in (
+            ("MGET of 100 keys, CPU : redis-server", 0.5),
+            ("RESP hit of 4 KiB, P=16, CPU : redis-server", 1.0),
+            ("RESP hit of 100 MiB, P=1, CPU : redis-server", 1.05),
+            ("HTTP hit of 1 MiB, CPU : nginx + lrucache", 1.05),
+            ("HTTP hit of 100 MiB, CPU : nginx, a file, sendfile off", 1.05),
+            (f"idle connection, bytes: {many_idle('this proxy, HTTP')}", 4096),
+            *((f"first request after idleness, CPU beyond that of the next, µs: {name}", 1.0) for name in IDLE_KINDS),
+        ):
+            self.assertIn(f"| {row} | {most} | {most} | not measured |", text)
 
     def test_target_without_another_is_a_figure(self):
         measurement = bench()
