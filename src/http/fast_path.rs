@@ -62,6 +62,8 @@ pub(super) struct FastPath<R> {
     http: HttpService<R>,
     timers: Arc<ConnectionTimers>,
     input: BytesMut,
+    /// The free space for each read, in bytes.
+    read_chunk: usize,
     parser: HeadParser,
     /// The number of input bytes that are known to hold no complete head.
     scanned: usize,
@@ -123,7 +125,10 @@ fn request_line(request: &SimpleRequest<'_>) -> (String, String) {
     (method.to_owned(), String::from_utf8_lossy(request.path()).into_owned())
 }
 
-/// The free space for each read, in bytes.
+/// The free space for each read, in bytes, until a read fills it. The first request after a silence
+/// needs memory that the allocator may have given back, and each page of it costs a page fault.
+const SMALL_CHUNK: usize = 1 << 10;
+/// The free space for each read behind one that filled it.
 const READ_CHUNK: usize = 8 << 10;
 /// The longest request with an awaited body, in bytes. hyper reads a longer one in pieces.
 const LONGEST_AWAITED: usize = 64 << 10;
@@ -148,6 +153,7 @@ impl<R: Handler> FastPath<R> {
             http,
             timers,
             input: BytesMut::new(),
+            read_chunk: SMALL_CHUNK,
             parser: HeadParser::default(),
             scanned: 0,
             is_first: true,
@@ -303,19 +309,24 @@ impl<R: Handler> FastPath<R> {
             if self.timers.should_close() {
                 return Poll::Ready(Ok(0));
             }
-            if self.input.capacity() - self.input.len() < READ_CHUNK / 2 {
-                self.input.reserve(READ_CHUNK);
+            if self.input.capacity() - self.input.len() < self.read_chunk / 2 {
+                self.input.reserve(self.read_chunk);
             }
             let read = pin!(self.stream.read_buf(&mut self.input)).poll(cx);
             if read.is_pending() && self.timers.is_silent() && self.input.is_empty() {
                 // The next request allocates them again. Everything is written.
                 self.input = BytesMut::new();
                 self.output = WriteBuf::default();
+                self.read_chunk = SMALL_CHUNK;
             }
             read
         });
         let count = read.await?;
         if count > 0 {
+            if self.input.len() == self.input.capacity() {
+                // The client sends more than fits.
+                self.read_chunk = READ_CHUNK;
+            }
             self.timers.end_silence();
             self.now = Instant::now();
             self.timers.activity.record_read(self.now);
