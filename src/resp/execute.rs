@@ -71,6 +71,10 @@ impl Connection {
     /// value. Returns their number, and the number of `GET`s that were looked at: the memory of all
     /// of them is prefetched.
     fn answer_gets(&mut self, batch: &mut Batch) -> (usize, usize) {
+        // Most clients send one command at a time. It takes the usual way without a group.
+        if plain_gets(&self.input).next().is_none_or(|first| first.length == self.input.len()) {
+            return (0, 1);
+        }
         // The keys are parts of the input while the other parts of the connection change.
         let input = std::mem::take(&mut self.input);
         let (answered, seen, length) = self.answer_gets_of(&input, batch);
