@@ -1,7 +1,7 @@
 //! The shared connection: one stream to Redis that many requests use at the same time.
 //!
-//! A request appends its command bytes and an entry of the queue of pending requests
-//! ([`pending`], [`submit_queue`]). The bytes are written by the reader's thread or by the driver, a single task
+//! A request appends its command bytes and an entry of the queue of pending requests ([`pending`],
+//! [`submit_queue`]). The bytes are written by the reader's thread or by the driver, a single task
 //! that hands each reply to the oldest pending request. Pushes are applied where they are read.
 //!
 //! The rule that must not be broken: bytes and pending requests are added under one lock and taken
