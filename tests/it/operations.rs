@@ -267,7 +267,12 @@ fn panels_and_alerts_have_data_in_prometheus() {
         silent.is_empty().then_some(())
     });
     assert!(silent.is_empty(), "without data: {silent:#?}");
-    let alerts = prometheus.alerts();
+    // On a busy machine a late scrape leaves the proxy absent for a moment.
+    let mut alerts = Vec::new();
+    within(Duration::from_mins(1), || {
+        alerts = prometheus.alerts();
+        alerts.iter().all(|(_, _, state)| state == "inactive").then_some(())
+    });
     assert_eq!(alerts.len(), 14, "{alerts:?}");
     for (name, health, state) in alerts {
         assert_eq!((health.as_str(), state.as_str()), ("ok", "inactive"), "{name}");
