@@ -154,7 +154,7 @@ def start_proxy(
         "REDIS_PROXY_RESP__MAX_CONNECTIONS": str(connections[1]),
         "REDIS_PROXY_REST__PATH": REST_PATH,
         "REDIS_PROXY_REST__TOKENS_FILE": str(tokens),
-        **room_for(size),
+        **room_for(size, capacity),
         **with_tls(certificate),
     }
     server = Server(PROXY, command, port, directory, cores, variables)
@@ -167,10 +167,14 @@ def start_proxy(
 KEPT_BY_DEFAULT = 16 << 20
 
 
-def room_for(size):
-    """The settings with which the proxy keeps a few values of this size; none where its defaults do."""
+# More bytes than an entry of 100 bytes takes, and the keys for which the bound on memory by default has room.
+ENTRY, KEYS_BY_DEFAULT = 400, 500_000
+
+
+def room_for(size, capacity):
+    """The settings with which the proxy keeps so many values of 100 bytes, or a few of this size; none where its defaults do."""
     if size <= KEPT_BY_DEFAULT:
-        return {}
+        return {"REDIS_PROXY_CACHE__MAX_MEMORY": str(ENTRY * capacity)} if capacity > KEYS_BY_DEFAULT else {}
     return {
         # It keeps no value above a tenth of this.
         "REDIS_PROXY_CACHE__MAX_MEMORY": str(20 * size),

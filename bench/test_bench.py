@@ -178,12 +178,18 @@ class Loads(unittest.TestCase):
 
     def test_proxy_has_room_for_large_values(self):
         for values in LARGE.values():
-            settings = contestants.room_for(values.size)
+            settings = contestants.room_for(values.size, contestants.CAPACITY)
             if values.size <= contestants.KEPT_BY_DEFAULT:
                 self.assertEqual(settings, {})
                 continue
             self.assertGreaterEqual(int(settings["REDIS_PROXY_CACHE__MAX_MEMORY"]), 10 * values.size)
             self.assertGreaterEqual(int(settings["REDIS_PROXY_CACHE__MAX_IN_FLIGHT"]), values.connections * values.size)
+
+    def test_proxy_has_room_for_many_keys(self):
+        self.assertEqual(contestants.room_for(0, contestants.CAPACITY), {})
+        # An entry of 100 bytes takes about 200.
+        settings = contestants.room_for(100, 5_000_000)
+        self.assertGreaterEqual(int(settings["REDIS_PROXY_CACHE__MAX_MEMORY"]), 300 * 5_000_000)
 
 
 class Waiting:
