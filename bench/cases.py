@@ -544,10 +544,7 @@ def threads(bench):
     """One worker thread and two, both with every core, beside the load; then two beside two processes of one."""
     keys = range(load.KEYS)
     with Stage(bench, keys) as stage:
-        one, two, other = (stage.proxy(cores=set(CORES), workers=workers) for workers in (1, 2, 1))
-        for proxy in (one, two, other):
-            with Connection(proxy.resp_port) as client:
-                client.read_all(keys, VALUE)
+        one, two, other = (stage.warm_proxy(keys, cores=set(CORES), workers=workers) for workers in (1, 2, 1))
         proxies = {THREADS[1]: one, THREADS[2]: two}
         nginx = stage.nginx_by_workers((1, 2, 1))
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
@@ -639,10 +636,7 @@ def keys(bench):
     """The cost of a hit by the number of cached keys; the reads are spread over all of them."""
     counts = (1000, 100_000) if bench.is_quick else (1000, 10_000, 100_000, 1_000_000, 5_000_000)
     with Stage(bench, range(counts[-1])) as stage:
-        proxies = {count: stage.proxy(capacity=count) for count in counts}
-        for count, proxy in proxies.items():
-            with Connection(proxy.resp_port) as client:
-                client.read_all(range(count), VALUE)
+        proxies = {count: stage.warm_proxy(range(count), capacity=count) for count in counts}
         limit = stage.limit()
         for pipeline in (1, 16):
             runs = {

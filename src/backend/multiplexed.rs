@@ -295,8 +295,8 @@ impl Multiplexed {
 
     /// Wakes the driver, or has the commands written, as a submission requires.
     ///
-    /// What is to be done at the end of the turn is spawned, so ready tasks of this runtime submit
-    /// first. Otherwise each of them would cost a system call of its own.
+    /// A task does the work at the end of the turn, so ready tasks of this runtime submit first.
+    /// Otherwise each of them would cost a system call of its own.
     fn act(&self, after: AfterSubmit, here: &Handle) {
         match after {
             AfterSubmit::Nothing => {}
@@ -566,7 +566,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ConnectionDriver<S> {
             queue.take_for_driver(&mut self.output);
         }
         let earlier = queue.accept(&mut self.pending, timer_at);
-        queue.set_outstanding(self.pending.len());
         drop(queue);
         if let Some(earlier) = earlier {
             self.arm_deadline(earlier);

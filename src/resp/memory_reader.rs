@@ -12,14 +12,17 @@ use tokio::time::Instant;
 
 use super::batch::{Batch, BatchTime};
 use super::fence::Fences;
-use super::prefetch::prefetch;
 use super::shared::Shared;
 use super::turn::Turn;
+use crate::cache::{KeyGroup, TOGETHER};
 use crate::commands::{
     Action, Class, Command, CommandInfo, PendingKeys, PendingReplies, SessionState, View, decide,
 };
 use crate::net::WriteBuf;
 use crate::protocol::{Arguments, Protocol};
+
+/// The number of reads for which memory is prefetched together.
+pub const PREFETCHED: usize = TOGETHER;
 
 /// The commands of one client that memory answers.
 pub struct MemoryReader<'a> {
@@ -46,9 +49,13 @@ impl<'a> MemoryReader<'a> {
         }
     }
 
-    /// Prefetches the memory of the first of these keys, which are read next.
-    pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
-        prefetch(&self.shared.proxy, keys);
+    /// Prefetches the memory of the first [`PREFETCHED`] of these keys, which are read next, if
+    /// there are several.
+    pub fn prefetch<'k>(&self, mut keys: impl Iterator<Item = &'k [u8]>) {
+        let group = KeyGroup::take_from(&mut keys);
+        if group.as_slice().len() > 1 {
+            self.shared.proxy.prefetch(group.as_slice());
+        }
     }
 
     /// Returns the reply to a command in RESP2. `None` if memory does not answer it, or the worker

@@ -9,6 +9,7 @@
 //! are, until the driver accepts them. So the driver accepts again after each read, before it
 //! handles what it has read.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -221,23 +222,20 @@ impl SubmitQueue {
         }
     }
 
-    /// Moves the requests to `accepted`. `timer_at` is when the driver looks for requests that have
-    /// passed their deadline. Returns an earlier time if one of the requests needs it.
+    /// Moves the requests behind those in `accepted`, which the driver has accepted and which still
+    /// wait. `timer_at` is when the driver looks for requests that have passed their deadline.
+    /// Returns an earlier time if one of the requests needs it.
     pub(super) fn accept(
         &mut self,
-        accepted: &mut impl Extend<PendingRequest>,
+        accepted: &mut VecDeque<PendingRequest>,
         timer_at: Option<Instant>,
     ) -> Option<Instant> {
         let first = self.pending.iter().filter_map(|pending| pending.deadline).min();
         let earlier = first.filter(|first| timer_at.is_none_or(|at| *first < at));
         self.timer_at = earlier.or(timer_at);
         accepted.extend(self.pending.drain(..));
+        self.outstanding = accepted.len();
         earlier
-    }
-
-    /// Records the number of requests that the driver has accepted and that still wait.
-    pub(super) fn set_outstanding(&mut self, outstanding: usize) {
-        self.outstanding = outstanding;
     }
 
     /// Moves the bytes to the empty `output` if the driver has the turn. Returns whether there are
