@@ -33,6 +33,8 @@ const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
+    // Before anything else frees memory. Otherwise nothing is returned in the first second.
+    return_memory_sooner();
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -331,7 +333,6 @@ fn show(
 }
 
 fn serve(config: Config, sources: Sources) -> ExitCode {
-    return_memory_sooner();
     let format = config.telemetry.log_format;
     let telemetry = match Telemetry::start(&config.telemetry) {
         Ok(telemetry) => telemetry,

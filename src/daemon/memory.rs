@@ -46,8 +46,10 @@ mod allocator {
     }
 }
 
-/// Lets the allocator keep freed memory for a shorter time, unless its variable is set. To be
-/// called before other threads run, because they read the option.
+/// Lets the allocator keep freed memory for a shorter time, unless its variable is set.
+///
+/// To be called first in the program. The first memory that is freed begins a delay, and nothing is
+/// returned until that delay ends: with the default, in the first second of the program.
 pub fn return_memory_sooner() {
     if std::env::var_os(VARIABLE).is_none() {
         allocator::mi_option_set(PURGE_DELAY, DELAY);
