@@ -133,8 +133,8 @@ fn play(runtime: &Runtime, trace: &Trace<'_>, settings: cache::Settings) -> anyh
                 continue;
             }
             let value = vec![b'v'; usize::try_from(*size)?];
-            let fetch = |_| async { Fetched::Value(Bytes::from(value).into(), None) };
-            let answer = cache.get_or_fetch(&key, ReadMode::Default, fetch).await;
+            let fetch = |_, _| async { Fetched::Value(Bytes::from(value).into(), None) };
+            let answer = cache.get_or_fetch(&key, ReadMode::Default, Instant::now(), fetch).await;
             answer.map_err(|(_, error)| error).context("a fetch from nowhere failed")?;
         }
         Ok(hits)

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use futures::future::join_all;
 use redis_proxy::cache::{Fetched, ReadMode};
+use tokio::time::Instant;
 
 use self::rig::{Rig, VALUE, key};
 
@@ -29,11 +30,12 @@ fn main() {
 }
 
 fn share(rig: &Rig, key: &[u8]) -> usize {
-    let fetch = |_| async {
+    let fetch = |_, _| async {
         // The other readers join meanwhile.
         tokio::task::yield_now().await;
         Fetched::Value(Bytes::from_static(VALUE).into(), None)
     };
-    let reads = (0..READERS).map(|_| rig.cache.get_or_fetch(key, ReadMode::Default, fetch));
+    let now = Instant::now();
+    let reads = (0..READERS).map(|_| rig.cache.get_or_fetch(key, ReadMode::Default, now, fetch));
     rig.runtime.block_on(join_all(reads)).len()
 }

@@ -41,6 +41,28 @@ impl From<&[u8]> for Key {
     }
 }
 
+impl<const LENGTH: usize> From<&[u8; LENGTH]> for Key {
+    fn from(bytes: &[u8; LENGTH]) -> Self {
+        Self::from(&bytes[..])
+    }
+}
+
+impl From<&Self> for Key {
+    fn from(key: &Self) -> Self {
+        key.clone()
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A key, or its bytes. A [`Key`] is not allocated again where it has to be kept.
+pub trait AsKey: Copy + AsRef<[u8]> + Into<Key> {}
+impl<K: Copy + AsRef<[u8]> + Into<Key>> AsKey for K {}
+
 impl Borrow<[u8]> for Key {
     fn borrow(&self) -> &[u8] {
         &self.0

@@ -12,6 +12,7 @@
     allow(dead_code, unused_imports, reason = "the users of the cache are left out")
 )]
 
+mod boxed;
 pub mod cache;
 pub mod key;
 pub mod protocol;

@@ -15,6 +15,7 @@ use crate::cache::{
     Purge, ReadMode, ReplyResult, RuleId, RuleMode, RuleOutcome, RuleRead, Settings, Statistics,
 };
 use crate::cluster::Cluster;
+use crate::key::Key;
 use crate::metrics::{
     ConnectionGuard, Exposition, FrontEnd, Kind, Metrics, Node, ReadTotals, RejectReason,
 };
@@ -82,7 +83,9 @@ impl Proxy {
         let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
             // A fetch is a large future. Boxed, it does not enlarge the future of a hit.
-            (None, ReadMode::Default) => Box::pin(self.upstream.get_or_fetch(key, mode)).await,
+            (None, ReadMode::Default) => {
+                Box::pin(self.upstream.get_or_fetch(&Key::from(key), mode, begun)).await
+            }
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
         self.count_answer(front_end, answer, rule, begun, span)
@@ -95,13 +98,13 @@ impl Proxy {
     pub async fn get_missed(
         &self,
         front_end: FrontEnd,
-        key: &[u8],
+        key: &Key,
         span: &Span,
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
-        self.hot_keys.count(key, begun);
-        let rule = self.upstream.rule_read(key, self.time(begun));
-        let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
+        self.hot_keys.count(key.as_bytes(), begun);
+        let rule = self.upstream.rule_read(key.as_bytes(), self.time(begun));
+        let answer = self.upstream.get_or_fetch(key, ReadMode::Default, begun).await;
         self.count_answer(front_end, answer, rule, begun, span)
     }
 
@@ -135,7 +138,8 @@ impl Proxy {
         if rule.is_some_and(|(_, mode)| mode == RuleMode::Off) {
             return false;
         }
-        let answer = self.upstream.get_or_fetch(key, ReadMode::Default).await;
+        let (key, now) = (Key::from(key), Instant::now());
+        let answer = self.upstream.get_or_fetch(&key, ReadMode::Default, now).await;
         let fetched = answer
             .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
         if fetched {
@@ -152,7 +156,10 @@ impl Proxy {
     /// Reads from memory after a fence, or past memory if there is no tracking.
     async fn get_no_cache(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
         match self.upstream.fence_for(key, Instant::now()).await {
-            Ok(FenceResult::Current) => self.upstream.get_or_fetch(key, ReadMode::NoCache).await,
+            Ok(FenceResult::Current) => {
+                let (key, now) = (Key::from(key), Instant::now());
+                self.upstream.get_or_fetch(&key, ReadMode::NoCache, now).await
+            }
             Ok(FenceResult::NoTracking) => self.upstream.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
         }

@@ -75,22 +75,24 @@ impl Upstream {
         }
     }
 
+    /// Reads `key` as [`Cache::get_or_fetch`] does.
     pub(crate) async fn get_or_fetch(
         &self,
-        key: &[u8],
+        key: &Key,
         mode: ReadMode,
+        now: Instant,
     ) -> Result<Answer, (Outcome, BackendError)> {
         match self {
             Self::Standalone(cache, backend) => {
-                cache.get_or_fetch(key, mode, |key| backend.clone().fetch(key)).await
+                cache.get_or_fetch(key, mode, now, |key, at| backend.clone().fetch(key, at)).await
             }
             // Boxed. Otherwise every read of one Redis would be moved and stored with room for it.
             Self::Cluster(cluster) => {
                 Box::pin(async {
-                    let shard =
-                        cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
-                    let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
-                    shard.cache.get_or_fetch(key, mode, fetch).await
+                    let shard = cluster.find_shard(key.as_bytes()).await;
+                    let shard = shard.map_err(|error| (Outcome::Miss, error))?;
+                    let fetch = |key, at| cluster.clone().fetch(Arc::clone(&shard), key, at);
+                    shard.cache.get_or_fetch(key, mode, now, fetch).await
                 })
                 .await
             }
@@ -109,13 +111,13 @@ impl Upstream {
     pub(crate) async fn refresh(&self, key: &[u8]) -> RefreshResult {
         match self {
             Self::Standalone(cache, backend) => {
-                cache.refresh(key, |key| backend.clone().fetch(key)).await
+                cache.refresh(key, |key, at| backend.clone().fetch(key, at)).await
             }
             Self::Cluster(cluster) => {
                 let Ok(shard) = cluster.find_shard(key).await else {
                     return RefreshResult::Failed;
                 };
-                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
+                let fetch = |key, at| cluster.clone().fetch(Arc::clone(&shard), key, at);
                 shard.cache.refresh(key, fetch).await
             }
         }
@@ -125,13 +127,14 @@ impl Upstream {
     pub(crate) async fn check_entry(&self, entry: &Entry) -> Check {
         match self {
             Self::Standalone(cache, backend) => {
-                check_entry(cache, backend, entry, |key| backend.clone().fetch(key)).await
+                let fetch = |key| backend.clone().fetch(key, Instant::now());
+                check_entry(cache, backend, entry, fetch).await
             }
             Self::Cluster(cluster) => {
                 let Ok(shard) = cluster.find_shard(entry.key()).await else {
                     return Check::impossible();
                 };
-                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key);
+                let fetch = |key| cluster.clone().fetch(Arc::clone(&shard), key, Instant::now());
                 check_entry(&shard.cache, &shard.backend, entry, fetch).await
             }
         }
@@ -182,12 +185,13 @@ impl Upstream {
         let fetched = Key::from(key);
         match self {
             Self::Standalone(cache, backend) => {
-                cache.bypass(backend.clone().fetch(fetched).instrument(spans::fetch_span())).await
+                let fetch = backend.clone().fetch(fetched, Instant::now());
+                cache.bypass(fetch.instrument(spans::fetch_span())).await
             }
             Self::Cluster(cluster) => {
                 let shard =
                     cluster.find_shard(key).await.map_err(|error| (Outcome::Miss, error))?;
-                let fetch = cluster.clone().fetch(Arc::clone(&shard), fetched);
+                let fetch = cluster.clone().fetch(Arc::clone(&shard), fetched, Instant::now());
                 shard.cache.bypass(fetch.instrument(spans::fetch_span())).await
             }
         }

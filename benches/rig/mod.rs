@@ -32,6 +32,7 @@ use redis_proxy::{commands::names, http};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
 
 /// The allocator of the daemon.
 #[global_allocator]
@@ -104,9 +105,10 @@ impl Rig {
 
     /// Fetches `key` from nowhere unless it is cached.
     pub(crate) fn fetch(&self, key: &[u8]) {
-        let fetch = |_| async { Fetched::Value(Bytes::from_static(VALUE).into(), None) };
+        let fetch = |_, _| async { Fetched::Value(Bytes::from_static(VALUE).into(), None) };
+        let now = Instant::now();
         self.runtime
-            .block_on(self.cache.get_or_fetch(key, ReadMode::Default, fetch))
+            .block_on(self.cache.get_or_fetch(key, ReadMode::Default, now, fetch))
             .expect("a value");
     }
 

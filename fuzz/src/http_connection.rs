@@ -178,7 +178,12 @@ impl Stage {
             (b"b", Fetched::Absent),
         ] {
             runtime
-                .block_on(cache.get_or_fetch(key, ReadMode::Default, |_| async { fetched }))
+                .block_on(cache.get_or_fetch(
+                    key,
+                    ReadMode::Default,
+                    Instant::now(),
+                    |_, _| async { fetched },
+                ))
                 .expect("an entry");
         }
         let keys = Keys::new(proxy.clone(), Settings::default(), Router::new());

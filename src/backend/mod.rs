@@ -242,10 +242,11 @@ impl Backend {
         Ok(credentials::load_login(settings)?.map(|login| login.user().to_owned()))
     }
 
-    /// Fetches the value of `key` together with its time to live, within `response_timeout`.
-    pub async fn fetch(self, key: Key) -> Fetched<BackendError> {
-        let reply =
-            self.read(&key, Asking::No, Instant::now() + self.0.settings.response_timeout).await;
+    /// Fetches the value of `key` together with its time to live, within `response_timeout` from
+    /// `now` on.
+    pub async fn fetch(self, key: Key, now: Instant) -> Fetched<BackendError> {
+        let deadline = now + self.0.settings.response_timeout;
+        let reply = self.read(&key, Asking::No, deadline).await;
         self.to_fetched(reply)
     }
 

@@ -16,16 +16,16 @@
 //! shard. The closures below run under that lock. They must be short, must not wait, and must not
 //! call this module again.
 
-use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
+use hashbrown::HashTable;
 use tokio::sync::Notify;
 use tracing::Span;
 
 use super::sync::atomic::{self, Ordering::Relaxed};
 use super::sync::{Mutex, MutexGuard, lock, preemption_point};
-use crate::key::Key;
+use crate::key::{AsKey, Key};
 use crate::telemetry::spans;
 
 /// More shards than threads that fetch or invalidate, so contention is rare. The model checker uses
@@ -42,15 +42,23 @@ pub(super) struct Flights<T, N = ()> {
     stores_closed: bool,
 }
 
-type Shard<T, N> = HashMap<Key, Flight<T, N>, ahash::RandomState>;
+/// A table that is given hashes, so a flight computes the hash of its key once.
+type Shard<T, N> = HashTable<Flight<T, N>>;
 
 struct Flight<T, N> {
+    key: Key,
     /// Distinguishes this flight from a later one for the same key.
     number: u64,
     note: N,
     waiter: FlightWaiter<T>,
     /// The span of the fetch.
     span: Span,
+}
+
+impl<T, N> Flight<T, N> {
+    fn is_for(&self, key: &[u8]) -> bool {
+        self.key.as_bytes() == key
+    }
 }
 
 /// The role of a reader in a flight.
@@ -105,6 +113,7 @@ impl<T: Clone> FlightWaiter<T> {
 pub(super) struct FlightGuard<T, N = ()> {
     flights: Arc<Flights<T, N>>,
     key: Key,
+    hash: u64,
     number: u64,
     note: N,
     cell: Arc<FlightCell<T>>,
@@ -113,11 +122,9 @@ pub(super) struct FlightGuard<T, N = ()> {
 
 impl<T, N> Flights<T, N> {
     pub(super) fn new() -> Arc<Self> {
-        let hasher = ahash::RandomState::new();
-        let shards = (0..SHARDS).map(|_| Mutex::new(Shard::with_hasher(hasher.clone()))).collect();
         Arc::new(Self {
-            shards,
-            hasher,
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::new())).collect(),
+            hasher: ahash::RandomState::new(),
             next_number: atomic::AtomicU64::new(0),
             discarded: AtomicU64::new(0),
             #[cfg(feature = "planted-faults")]
@@ -125,12 +132,21 @@ impl<T, N> Flights<T, N> {
         })
     }
 
+    fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Locks the shard of the keys with this hash.
     #[cfg_attr(feature = "shuttle", expect(clippy::modulo_one, reason = "there is one shard then"))]
-    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<T, N>> {
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<T, N>> {
         // The high bits, because the shard's own table uses the low bits. The remainder always
         // fits.
-        let index = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or(0) % SHARDS;
+        let index = usize::try_from(hash >> 32).unwrap_or(0) % SHARDS;
         lock(&self.shards[index])
+    }
+
+    fn insert(&self, shard: &mut Shard<T, N>, hash: u64, flight: Flight<T, N>) {
+        shard.insert_unique(hash, flight, |flight| self.hash(flight.key.as_bytes()));
     }
 
     /// Joins the flight for `key` if its note is current, or opens one with a new note. A flight
@@ -139,7 +155,7 @@ impl<T, N> Flights<T, N> {
     /// flight may have completed since the caller's lookup.
     pub(super) fn join_noted<R>(
         self: &Arc<Self>,
-        key: &[u8],
+        key: impl AsKey,
         is_current: impl FnOnce(&N) -> bool,
         look_again: impl FnOnce() -> Option<R>,
         note: impl FnOnce() -> N,
@@ -147,10 +163,14 @@ impl<T, N> Flights<T, N> {
     where
         N: Clone,
     {
-        let mut shard = self.shard(key);
-        if let Some(flight) = shard.get(key).filter(|flight| is_current(&flight.note)) {
-            spans::follow(&flight.span);
-            return Joined::Follower(flight.waiter.clone());
+        let hash = self.hash(key.as_ref());
+        let mut shard = self.shard(hash);
+        let found = shard.find_entry(hash, |flight| flight.is_for(key.as_ref())).ok();
+        if let Some(found) = &found
+            && is_current(&found.get().note)
+        {
+            spans::follow(&found.get().span);
+            return Joined::Follower(found.get().waiter.clone());
         }
         if let Some(found) = look_again() {
             return Joined::Found(found);
@@ -158,28 +178,35 @@ impl<T, N> Flights<T, N> {
         let cell = Arc::new(FlightCell { value: OnceLock::new(), completed: Notify::new() });
         let waiter = FlightWaiter(Arc::clone(&cell));
         let number = self.next_number.fetch_add(1, Relaxed);
-        let key = Key::from(key);
+        let key: Key = key.into();
         let span = spans::fetch_span();
         // Before the fetch is sent (invariant F1).
         let note = note();
-        let flight = Flight { number, note: note.clone(), waiter, span: span.clone() };
-        shard.insert(key.clone(), flight);
+        let flight =
+            Flight { key: key.clone(), number, note: note.clone(), waiter, span: span.clone() };
+        match found {
+            Some(mut found) => *found.get_mut() = flight,
+            None => self.insert(&mut shard, hash, flight),
+        }
         let flights = Arc::clone(self);
-        Joined::Leader(FlightGuard { flights, key, number, note, cell, span })
+        Joined::Leader(FlightGuard { flights, key, hash, number, note, cell, span })
     }
 
     /// Closes the flight for `key`, then calls `remove` (invariant F2). Readers still receive the
     /// result of the fetch, but it is not stored.
     pub(super) fn close<R>(&self, key: &[u8], remove: impl FnOnce() -> R) -> R {
-        let mut shard = self.shard(key);
-        shard.remove(key);
+        let hash = self.hash(key);
+        let mut shard = self.shard(hash);
+        if let Ok(flight) = shard.find_entry(hash, |flight| flight.is_for(key)) {
+            flight.remove();
+        }
         remove()
     }
 
     /// Closes every flight for a key for which `matches` returns true.
     pub(super) fn close_where(&self, matches: impl Fn(&[u8]) -> bool) {
         for shard in &self.shards {
-            lock(shard).retain(|key, _| !matches(key.as_bytes()));
+            lock(shard).retain(|flight| !matches(flight.key.as_bytes()));
         }
     }
 
@@ -194,7 +221,7 @@ impl<T, N> Flights<T, N> {
 
     /// Calls `change` while no flight for `key` can complete. Closes no flight.
     pub(super) fn hold<R>(&self, key: &[u8], change: impl FnOnce() -> R) -> R {
-        let _shard = self.shard(key);
+        let _shard = self.shard(self.hash(key));
         change()
     }
 
@@ -206,7 +233,8 @@ impl<T, N> Flights<T, N> {
 
     /// Whether a flight for `key` is in progress.
     pub(super) fn is_open(&self, key: &[u8]) -> bool {
-        self.shard(key).contains_key(key)
+        let hash = self.hash(key);
+        self.shard(hash).find(hash, |flight| flight.is_for(key)).is_some()
     }
 
     /// Returns the number of flights in progress.
@@ -225,7 +253,7 @@ impl<T> Flights<T> {
     /// Joins the flight for `key`, or opens one, as [`join_noted`](Self::join_noted) does.
     pub(super) fn join<R>(
         self: &Arc<Self>,
-        key: &[u8],
+        key: impl AsKey,
         look_again: impl FnOnce() -> Option<R>,
     ) -> Joined<T, R> {
         self.join_noted(key, |()| true, look_again, || ())
@@ -250,16 +278,20 @@ impl<T, N> FlightGuard<T, N> {
     /// Completes the flight and delivers `value` to all its readers. If the flight is still open,
     /// calls `store` with the key and the note under the flight's lock (invariant F2).
     pub(super) fn complete(self, store: impl FnOnce(&Key, &N), value: T) {
-        let mut shard = self.flights.shard(self.key.as_bytes());
-        let open =
-            shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number);
+        let mut shard = self.flights.shard(self.hash);
+        let open = shard.find_entry(self.hash, |flight| flight.number == self.number).ok();
         #[cfg(feature = "planted-faults")]
-        let open = open || self.flights.stores_closed;
-        if open {
+        let stores_closed = self.flights.stores_closed;
+        #[cfg(not(feature = "planted-faults"))]
+        let stores_closed = false;
+        if open.is_some() || stores_closed {
             store(&self.key, &self.note);
-            shard.remove(self.key.as_bytes());
         } else {
             self.flights.discarded.fetch_add(1, Relaxed);
+        }
+        // After the store, so that a reader that finds no flight finds the entry.
+        if let Some(flight) = open {
+            flight.remove();
         }
         drop(shard);
         preemption_point();
@@ -272,8 +304,9 @@ impl<T> FlightGuard<T> {
     /// Opens the flight again.
     pub(super) fn reopen(&self) {
         let waiter = FlightWaiter(Arc::clone(&self.cell));
-        let flight = Flight { number: self.number, note: (), waiter, span: self.span.clone() };
-        self.flights.shard(self.key.as_bytes()).insert(self.key.clone(), flight);
+        let (key, span) = (self.key.clone(), self.span.clone());
+        let flight = Flight { key, number: self.number, note: (), waiter, span };
+        self.flights.insert(&mut self.flights.shard(self.hash), self.hash, flight);
     }
 }
 
@@ -282,9 +315,9 @@ impl<T, N> Drop for FlightGuard<T, N> {
         if self.cell.value.get().is_some() {
             return;
         }
-        let mut shard = self.flights.shard(self.key.as_bytes());
-        if shard.get(self.key.as_bytes()).is_some_and(|flight| flight.number == self.number) {
-            shard.remove(self.key.as_bytes());
+        let mut shard = self.flights.shard(self.hash);
+        if let Ok(flight) = shard.find_entry(self.hash, |flight| flight.number == self.number) {
+            flight.remove();
         }
         drop(shard);
         self.cell.complete(None);

@@ -13,6 +13,8 @@ use std::task::{Context, Poll};
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 
+use crate::boxed::pinned;
+
 /// A fetch that outlives its reader.
 pub(super) struct LeaderFetch<F>(Option<Pin<Box<F>>>)
 where
@@ -22,8 +24,9 @@ impl<F> LeaderFetch<F>
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    pub(super) fn new(fetch: F) -> Self {
-        Self(Some(Box::pin(fetch)))
+    #[inline]
+    pub(super) fn new(make_fetch: impl FnOnce() -> F) -> Self {
+        Self(Some(pinned(make_fetch)))
     }
 }
 

@@ -81,7 +81,7 @@ pub use self::types::{
     MemoryStatistics, Outcome, ReadMode, ReplyStatistics, RuleId, RuleOutcome, RuleRead,
     Statistics, WalkPosition,
 };
-use crate::key::Key;
+use crate::key::{AsKey, Key};
 use crate::telemetry::spans;
 
 /// The cache; `E` is the error of a fetch. A clone is another handle to the same cache.
@@ -268,32 +268,32 @@ impl<E: FetchError> Cache<E> {
 
     /// Returns a fresh entry from memory, or the result of the flight for `key`. Starts that flight
     /// with `fetch` if none is in progress. If the fetch failed, [`ReadMode::Default`] also accepts
-    /// a stale entry.
+    /// a stale entry. The reader arrived at `arrived_at`; `fetch` gets a time before its request.
     ///
     /// # Errors
     /// The outcome of the read and the error of the fetch, for every reader that waited. A fetch
     /// that ended without a result counts as [`Cancelled`]. Errors are not cached.
     pub async fn get_or_fetch<F>(
         &self,
-        key: &[u8],
+        key: impl AsKey,
         mode: ReadMode,
-        fetch: impl FnOnce(Key) -> F,
+        arrived_at: Instant,
+        fetch: impl FnOnce(Key, Instant) -> F,
     ) -> Result<Answer, (Outcome, E)>
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
         let shared = &self.0;
-        if shared.terms_of(key).mode == RuleMode::Off {
+        if shared.terms_of(key.as_ref()).mode == RuleMode::Off {
             // Boxed. Otherwise every read would be moved and stored with room for this fetch.
-            let fetch = Box::pin(fetch(Key::from(key)).instrument(spans::fetch_span()));
-            return self.bypass(fetch).await;
+            let fetch = fetch(key.into(), arrived_at).instrument(spans::fetch_span());
+            return self.bypass(Box::pin(fetch)).await;
         }
-        let arrived_at = Instant::now();
         // `join` looks in memory again. A caller that expects a hit calls `lookup` first, which is
         // cheaper.
         let (mut requested_at, mut joined) = (arrived_at, shared.join(key, arrived_at));
         if let Joined::Follower(waiter) = joined {
-            let answer = shared.await_flight(key, mode, waiter).await;
+            let answer = shared.await_flight(key.as_ref(), mode, waiter).await;
             if !answer.as_ref().is_ok_and(|answer| shared.is_too_old_for(answer, arrived_at)) {
                 return answer;
             }
@@ -304,17 +304,21 @@ impl<E: FetchError> Cache<E> {
         }
         match joined {
             Joined::Found(answer) => Ok(answer),
-            Joined::Follower(waiter) => shared.await_flight(key, mode, waiter).await,
+            Joined::Follower(waiter) => shared.await_flight(key.as_ref(), mode, waiter).await,
             Joined::Leader(guard) => {
                 let result = self.lead(guard, requested_at, fetch).await;
-                shared.answer_with(key, mode, result, Outcome::Miss)
+                shared.answer_with(key.as_ref(), mode, result, Outcome::Miss)
             }
         }
     }
 
     /// Fetches a key that is to be kept hot, as a miss does: readers join the flight, and only what
     /// is fresh is stored. Fetches nothing if that is not needed any more.
-    pub async fn refresh<F>(&self, key: &[u8], fetch: impl FnOnce(Key) -> F) -> RefreshResult
+    pub async fn refresh<F>(
+        &self,
+        key: &[u8],
+        fetch: impl FnOnce(Key, Instant) -> F,
+    ) -> RefreshResult
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
@@ -372,7 +376,7 @@ impl<E: FetchError> Cache<E> {
         &self,
         guard: FlightGuard<FlightResult<E>>,
         requested_at: Instant,
-        fetch: impl FnOnce(Key) -> F,
+        fetch: impl FnOnce(Key, Instant) -> F,
     ) -> impl Future<Output = Option<FlightResult<E>>>
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
@@ -382,20 +386,21 @@ impl<E: FetchError> Cache<E> {
             self.delay_flight(&guard);
         }
         let shared = Arc::clone(&self.0);
-        let requested_at = shared.clock(requested_at);
-        let fetch = fetch(guard.key().clone()).instrument(guard.span().clone());
-        // A combinator, because an `async` block that awaits the fetch would hold it twice: before
-        // its start and while it runs.
-        LeaderFetch::new(fetch.then(move |fetched| async move {
+        let (key, span) = (guard.key().clone(), guard.span().clone());
+        let begun_at = shared.clock(requested_at);
+        let complete = move |fetched| async move {
             // If no entry can be created, the guard is dropped, which ends the flight.
-            let result = FlightResult::from_fetched(guard.key(), fetched, requested_at).await?;
+            let result = FlightResult::from_fetched(guard.key(), fetched, begun_at).await?;
             #[cfg(feature = "planted-faults")]
             if planted_faults::is_planted(Fault::LateFlight) {
                 guard.reopen();
             }
             shared.complete(guard, &result);
             Some(result)
-        }))
+        };
+        // A combinator, because an `async` block that awaits the fetch would hold it twice: before
+        // its start and while it runs.
+        LeaderFetch::new(|| fetch(key, requested_at).instrument(span).then(complete))
     }
 
     /// Returns some stored entries from `position` on, at most `max` of them, and moves the
@@ -819,8 +824,8 @@ impl<E: FetchError> Shared<E> {
         entry.freshness(now, terms.ttls, self.lease.next_validity())
     }
 
-    fn join(&self, key: &[u8], now: Instant) -> Joined<FlightResult<E>, Answer> {
-        self.flights.join(key, || self.lookup(key, self.clock(now), LookupUse::Serve))
+    fn join(&self, key: impl AsKey, now: Instant) -> Joined<FlightResult<E>, Answer> {
+        self.flights.join(key, || self.lookup(key.as_ref(), self.clock(now), LookupUse::Serve))
     }
 
     /// Waits for another reader's flight, and answers with its result.

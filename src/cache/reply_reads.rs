@@ -136,13 +136,15 @@ impl<E: FetchError> Cache<E> {
     ) -> impl Future<Output = ReplyResult<E>> {
         let shared = Arc::clone(&self.0);
         let requested_at = shared.clock(of.requested_at);
-        LeaderFetch::new(fetch.instrument(guard.span().clone()).map(move |fetched| {
+        let span = guard.span().clone();
+        let complete = move |fetched| {
             let now = shared.clock(Instant::now());
             let result = shared.replies.complete(guard, fetched, requested_at, now, of);
             // Strings make room for replies.
             shared.store.load().evict_excess();
             result
-        }))
+        };
+        LeaderFetch::new(|| fetch.instrument(span).map(complete))
     }
 }
 

@@ -236,8 +236,13 @@ impl Cluster {
 
     /// Fetches `key` for the cache of `shard`, and follows redirects. A reply of another shard is
     /// not stored (invariant P1).
-    pub(crate) async fn fetch(self, shard: Arc<Shard>, key: Key) -> Fetched<BackendError> {
-        let deadline = Instant::now() + self.0.settings.response_timeout;
+    pub(crate) async fn fetch(
+        self,
+        shard: Arc<Shard>,
+        key: Key,
+        now: Instant,
+    ) -> Fetched<BackendError> {
+        let deadline = now + self.0.settings.response_timeout;
         let (mut at, mut asking) = (Arc::clone(&shard), Asking::No);
         for _ in 0..MAX_REDIRECTS {
             let reply = at.backend.read(&key, asking, deadline).await;

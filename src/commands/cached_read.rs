@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::{BufMut as _, Bytes};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -17,9 +17,11 @@ use super::rule_reads::RuleReads;
 use super::table::Class;
 use super::time_to_live::TimeUnit;
 use crate::backend::BackendError;
+use crate::boxed::pinned;
 use crate::cache::{
     Answer, Entry, Hit, KeyGroup, LookupTime, LookupUse, Outcome, ReadMode, Reply, RuleId,
 };
+use crate::key::Key;
 use crate::metrics::{FrontEnd, Kind};
 use crate::net::{WriteBuf, ZERO_COPY_MIN};
 use crate::protocol::{
@@ -31,6 +33,10 @@ use crate::telemetry::spans;
 
 /// The most keys of one command that are fetched one by one. Redis replies to more of them at once.
 const MAX_FETCHES: usize = 256;
+/// The name of the command that fetches one key.
+const GET: &str = "GET";
+/// The name of the command that fetches several keys.
+const MGET: &str = "MGET";
 
 /// The entries of several keys, and the outcome and rule of each.
 type Entries = (Vec<Option<Entry>>, Vec<(Outcome, RuleId)>);
@@ -184,9 +190,9 @@ impl<'a> CacheableRead<'a> {
             matches!(self.class, Class::Get | Class::Mget) && self.key_count() <= MAX_FETCHES;
         is_worth.then(|| {
             if self.has_many_keys() {
-                FetchKeys::Many(self.keys().map(Bytes::copy_from_slice).collect())
+                FetchKeys::Many(self.keys().map(Key::from).collect())
             } else {
-                FetchKeys::One(Bytes::copy_from_slice(self.arguments.get(1)))
+                FetchKeys::One(Key::from(self.arguments.get(1)))
             }
         })
     }
@@ -196,13 +202,13 @@ impl<'a> CacheableRead<'a> {
 #[derive(Debug)]
 pub enum FetchKeys {
     /// The key of a `GET`.
-    One(Bytes),
+    One(Key),
     /// The keys of an `MGET`.
-    Many(Vec<Bytes>),
+    Many(Vec<Key>),
 }
 
 impl FetchKeys {
-    fn as_slice(&self) -> &[Bytes] {
+    fn as_slice(&self) -> &[Key] {
         match self {
             Self::One(key) => std::slice::from_ref(key),
             Self::Many(keys) => keys,
@@ -217,56 +223,65 @@ impl FetchKeys {
 
     /// The keys.
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        self.as_slice().iter().map(|key| &**key)
+        self.as_slice().iter().map(Key::as_bytes)
     }
 
-    /// Fetches the values. `command` is the command as the client sent it.
+    /// Fetches the values.
     pub fn run(
         self,
         front_end: FrontEnd,
         proxy: Proxy,
-        command: Bytes,
     ) -> Pin<Box<dyn Future<Output = FetchOutcome> + Send>> {
         match self {
-            Self::One(key) => Box::pin(fetch_one(key, front_end, proxy, command)),
-            Self::Many(keys) => Box::pin(fetch_many(keys, front_end, proxy, command)),
+            Self::One(key) => pinned(|| fetch_one(key, front_end, proxy)),
+            Self::Many(keys) => pinned(|| fetch_many(keys, front_end, proxy)),
         }
     }
 }
 
-async fn fetch_one(key: Bytes, front_end: FrontEnd, proxy: Proxy, command: Bytes) -> FetchOutcome {
-    let span = spans::command_span("GET");
-    let answer = proxy.get_missed(front_end, &key, &span).instrument(span.clone());
-    match answer.await {
+async fn fetch_one(key: Key, front_end: FrontEnd, proxy: Proxy) -> FetchOutcome {
+    let span = spans::command_span(GET);
+    // Cloned first. Otherwise the future would be dropped if the clone panicked, so it would be
+    // built elsewhere and copied.
+    let current = span.clone();
+    match proxy.get_missed(front_end, &key, &span).instrument(current).await {
         Ok(answer) => FetchOutcome::Reply(CachedReply::Value(answer.entry)),
-        Err(error) => FetchOutcome::failed(error, command),
+        Err(error) => FetchOutcome::failed(error, GET, &[key]),
     }
 }
 
-async fn fetch_many(
-    keys: Vec<Bytes>,
-    front_end: FrontEnd,
-    proxy: Proxy,
-    command: Bytes,
-) -> FetchOutcome {
-    let span = spans::command_span("MGET");
+async fn fetch_many(keys: Vec<Key>, front_end: FrontEnd, proxy: Proxy) -> FetchOutcome {
+    let span = spans::command_span(MGET);
+    let default = ReadMode::Default;
     // Some of them may be in memory.
-    let fetches = keys.iter().map(|key| proxy.get(front_end, key, ReadMode::Default, &span));
+    let fetches = keys.iter().map(|key| proxy.get(front_end, key.as_bytes(), default, &span));
     let mut entries = Vec::with_capacity(keys.len());
     for answer in join_all(fetches).instrument(span.clone()).await {
         match answer {
             Ok(answer) => entries.push(Some(answer.entry)),
             Err(BackendError::WrongType) => entries.push(None),
-            Err(error) => return FetchOutcome::failed(error, command),
+            Err(error) => return FetchOutcome::failed(error, MGET, &keys),
         }
     }
     FetchOutcome::Reply(CachedReply::Values(entries))
 }
 
 impl FetchOutcome {
-    /// The outcome of a fetch that failed, for the client that sent `command`.
-    fn failed(error: BackendError, command: Bytes) -> Self {
-        if error.should_forward() { Self::Forward(command) } else { Self::Failed(error) }
+    /// The outcome of a fetch that failed, for a client that sent the command with this name.
+    ///
+    /// The command is written again, because that is rare: a handle to the bytes that the client
+    /// sent would cost each miss the buffer of the connection.
+    fn failed(error: BackendError, name: &str, keys: &[Key]) -> Self {
+        if !error.should_forward() {
+            return Self::Failed(error);
+        }
+        let mut command = BytesMut::new();
+        write_array_length(&mut command, 1 + keys.len());
+        write_bulk(&mut command, name.as_bytes());
+        for key in keys {
+            write_bulk(&mut command, key.as_bytes());
+        }
+        Self::Forward(command.freeze())
     }
 }
 

@@ -512,7 +512,10 @@ mod tests {
             let cache = Cache::new(settings, Handle::current());
             for key in [&b"kept"[..], b"see:k"] {
                 let value = Fetched::Value(Bytes::from_static(b"value").into(), None);
-                cache.get_or_fetch(key, ReadMode::Default, |_| async { value }).await.unwrap();
+                cache
+                    .get_or_fetch(key, ReadMode::Default, Instant::now(), |_, _| async { value })
+                    .await
+                    .unwrap();
             }
             Self { cache, may_fetch: true }
         }

@@ -415,6 +415,10 @@ impl Connection {
     }
 
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Step {
+        if self.turn.awaits_client {
+            self.release_large_input();
+            return Step::Idle;
+        }
         if !self.may_read() {
             return Step::Idle;
         }
@@ -427,9 +431,8 @@ impl Connection {
         let read = pin!(self.client.read_buf(&mut self.input)).poll(cx);
         match read {
             Poll::Pending => {
-                if self.input.is_empty() && self.input.capacity() > BUF_RETAIN {
-                    self.input = BytesMut::new();
-                }
+                self.turn.awaits_client = true;
+                self.release_large_input();
                 return Step::Idle;
             }
             Poll::Ready(Ok(1..)) if self.state == ConnState::Draining => self.input.clear(),
@@ -447,6 +450,12 @@ impl Connection {
             Poll::Ready(Err(_)) => return self.close(),
         }
         Step::Progress
+    }
+
+    fn release_large_input(&mut self) {
+        if self.input.is_empty() && self.input.capacity() > BUF_RETAIN {
+            self.input = BytesMut::new();
+        }
     }
 
     /// Whether more may be read from the client.

@@ -289,9 +289,9 @@ impl Connection {
                 self.keep_redis_alive(batch.begun.now);
             }
             Action::Fetch(fetch) => {
-                let command = self.input.split_to(length).freeze();
+                self.consume(length);
                 self.replies.add_read(fetch.len(), fetch.keys());
-                let run = fetch.run(self.shared.front_end, self.shared.proxy.clone(), command);
+                let run = fetch.run(self.shared.front_end, self.shared.proxy.clone());
                 self.flights.push(run);
             }
             Action::FetchReply(fetch) => {

@@ -16,6 +16,9 @@ const MAX_COMMANDS: usize = 1024;
 pub(super) struct Turn {
     read: usize,
     commands: usize,
+    /// Whether the client has sent no more. The task is woken when it has, so a second look in the
+    /// same turn finds nothing.
+    pub(super) awaits_client: bool,
 }
 
 impl Turn {

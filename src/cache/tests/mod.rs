@@ -50,7 +50,9 @@ async fn read(
     key: &str,
     fetched: Fetched<Failure>,
 ) -> Result<Answer, (Outcome, Failure)> {
-    cache.get_or_fetch(key.as_bytes(), ReadMode::Default, |_| async { fetched }).await
+    cache
+        .get_or_fetch(key.as_bytes(), ReadMode::Default, Instant::now(), |_, _| async { fetched })
+        .await
 }
 
 async fn outcome(cache: &TestCache, key: &str) -> Outcome {
@@ -98,7 +100,8 @@ async fn age_counts_from_before_the_fetch() {
         tokio::time::sleep(5 * SECOND).await;
         value("v")
     };
-    let answer = cache.get_or_fetch(b"k", ReadMode::Default, |_| slow).await.unwrap();
+    let answer =
+        cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), |_, _| slow).await.unwrap();
     assert_eq!(answer.age, 5 * SECOND);
     advance(55 * SECOND).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Miss);
@@ -164,7 +167,7 @@ async fn replaced_value_is_never_served_stale() {
 async fn error_reaches_all_followers_uncached() {
     let cache = cache(settings(10));
     let (release, gate) = oneshot::channel::<()>();
-    let leader = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
+    let leader = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), |_, _| async {
         _ = gate.await;
         Fetched::Failed(Failure::Down)
     });
@@ -190,12 +193,12 @@ async fn thousand_readers_cause_one_fetch() {
     let readers = (0..1000).map(|_| {
         let (cache, fetches) = (cache.clone(), Arc::clone(&fetches));
         tokio::spawn(async move {
-            let fetch = |_| async move {
+            let fetch = |_, _| async move {
                 fetches.fetch_add(1, Relaxed);
                 value("v")
             };
             cache
-                .get_or_fetch(b"k", ReadMode::Default, fetch)
+                .get_or_fetch(b"k", ReadMode::Default, Instant::now(), fetch)
                 .await
                 .unwrap()
                 .entry
@@ -217,11 +220,11 @@ async fn cancelled_leader_harms_no_follower() {
     let leader = tokio::spawn({
         let cache = cache.clone();
         async move {
-            let fetch = |_| async {
+            let fetch = |_, _| async {
                 _ = gate.await;
                 value("v")
             };
-            cache.get_or_fetch(b"k", ReadMode::Default, fetch).await.map(|_| ())
+            cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), fetch).await.map(|_| ())
         }
     });
     while cache.statistics().flights == 0 {
@@ -243,7 +246,7 @@ async fn fetch_before_invalidation_is_not_stored() {
     for flush in [false, true] {
         let cache = cache(settings(10));
         let (release, gate) = oneshot::channel::<()>();
-        let old = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
+        let old = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), |_, _| async {
             _ = gate.await;
             value("old")
         });
@@ -384,7 +387,7 @@ async fn policy_change_keeps_entries() {
 #[tokio::test(start_paused = true)]
 async fn follower_rejects_a_result_past_its_ttl() {
     let cache = cache(Settings { ttl: Duration::ZERO, ..settings(10) });
-    let slow = cache.get_or_fetch(b"k", ReadMode::Default, |_| async {
+    let slow = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), |_, _| async {
         tokio::time::sleep(SECOND).await;
         value("old")
     });
@@ -419,8 +422,11 @@ async fn no_invalidation_is_lost_during_resize() {
             while !stop.load(Relaxed) {
                 for key in &keys {
                     let version = Arc::clone(&version);
-                    let fetch = |_| async move { value(&version.load(Relaxed).to_string()) };
-                    cache.get_or_fetch(key.as_bytes(), ReadMode::Default, fetch).await.unwrap();
+                    let fetch = |_, _| async move { value(&version.load(Relaxed).to_string()) };
+                    cache
+                        .get_or_fetch(key.as_bytes(), ReadMode::Default, Instant::now(), fetch)
+                        .await
+                        .unwrap();
                 }
             }
         })

@@ -27,7 +27,7 @@ async fn heat(cache: &TestCache, key: &str) {
 }
 
 async fn refresh(cache: &TestCache, fetched: Fetched<Failure>) -> RefreshResult {
-    cache.refresh(b"k", |_| async { fetched }).await
+    cache.refresh(b"k", |_, _| async { fetched }).await
 }
 
 #[tokio::test]
@@ -81,10 +81,11 @@ async fn read_in_the_last_part_of_the_ttl_requests_one_refresh() {
 async fn readers_join_a_refresh_and_it_joins_none() {
     let cache = refreshing(60 * SECOND);
     let (sender, receiver) = oneshot::channel();
-    let refreshed = cache.refresh(b"k", |_| async { receiver.await.unwrap() });
-    let follower =
-        cache.get_or_fetch(b"k", ReadMode::Default, |_| async { panic!("a second fetch") });
-    let other = cache.refresh(b"k", |_| async { panic!("a second fetch") });
+    let refreshed = cache.refresh(b"k", |_, _| async { receiver.await.unwrap() });
+    let follower = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), |_, _| async {
+        panic!("a second fetch")
+    });
+    let other = cache.refresh(b"k", |_, _| async { panic!("a second fetch") });
     let (refreshed, follower, other, ()) =
         tokio::join!(refreshed, follower, other, async { sender.send(value("v")).unwrap() });
     assert_eq!((refreshed, other), (RefreshResult::Stored, RefreshResult::Unneeded));
@@ -96,7 +97,7 @@ async fn readers_join_a_refresh_and_it_joins_none() {
 async fn refresh_that_a_write_overtakes_stores_nothing() {
     let cache = refreshing(60 * SECOND);
     let (sender, receiver) = oneshot::channel();
-    let refreshed = cache.refresh(b"k", |_| async { receiver.await.unwrap() });
+    let refreshed = cache.refresh(b"k", |_, _| async { receiver.await.unwrap() });
     let (refreshed, ()) = tokio::join!(refreshed, async {
         cache.invalidate(b"k");
         sender.send(value("old")).unwrap();
@@ -114,6 +115,6 @@ async fn refresh_obeys_the_rule_in_force() {
     cache.apply(&with_rule("k*", |rule| rule.ttl = Some(60 * SECOND)));
     cache.invalidate(b"k");
     assert_eq!(requested(&cache).await, [""; 0]);
-    let never = cache.refresh(b"k", |_| async { panic!("a fetch") });
+    let never = cache.refresh(b"k", |_, _| async { panic!("a fetch") });
     assert_eq!(never.await, RefreshResult::Unneeded);
 }

@@ -35,10 +35,11 @@ async fn observed_key_is_kept_and_never_served() {
 async fn readers_of_an_observed_key_share_a_fetch() {
     let cache = cache(with_mode(RuleMode::Observe));
     let (sender, receiver) = oneshot::channel();
-    let fetch = |_| async { receiver.await.unwrap() };
-    let leader = cache.get_or_fetch(b"k", ReadMode::Default, fetch);
-    let follower =
-        cache.get_or_fetch(b"k", ReadMode::Default, |_| async { panic!("a second one") });
+    let fetch = |_, _| async { receiver.await.unwrap() };
+    let leader = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), fetch);
+    let follower = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), |_, _| async {
+        panic!("a second one")
+    });
     let (leader, follower, ()) =
         tokio::join!(leader, follower, async { sender.send(value("v")).unwrap() });
     assert_eq!(leader.unwrap().outcome, Outcome::Miss);
@@ -64,8 +65,8 @@ async fn fetch_is_stored_by_the_rules_at_its_end() {
     ] {
         let cache = cache(settings(10));
         let (sender, receiver) = oneshot::channel();
-        let fetch = |_| async { receiver.await.unwrap() };
-        let read = cache.get_or_fetch(b"k", ReadMode::Default, fetch);
+        let fetch = |_, _| async { receiver.await.unwrap() };
+        let read = cache.get_or_fetch(b"k", ReadMode::Default, Instant::now(), fetch);
         let change = async {
             cache.apply(&changed);
             sender.send(value("value")).unwrap();
