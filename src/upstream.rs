@@ -92,6 +92,8 @@ impl Upstream {
                     let shard = cluster.find_shard(key.as_bytes()).await;
                     let shard = shard.map_err(|error| (Outcome::Miss, error))?;
                     let fetch = |key, at| cluster.clone().fetch(Arc::clone(&shard), key, at);
+                    // Read again, because the search for the shard may have waited.
+                    let now = Instant::now();
                     shard.cache.get_or_fetch(key, mode, now, fetch).await
                 })
                 .await
