@@ -31,6 +31,18 @@ const PORT_ATTEMPTS: usize = 5;
 const PROGRAM: &str = "REDIS_SERVER";
 const TEST_USER: &str = "integration-test";
 
+/// A place in memory for files.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// Returns a directory for the files of a server, in memory if there is such a place.
+///
+/// Sentinels and the nodes of a cluster sync their configuration to the disk at each step. On a
+/// busy disk that took 5 seconds, and a sentinel that has stood still starts no failover for 30.
+pub(super) fn server_directory() -> TempDir {
+    let in_memory = tempfile::tempdir_in(SHARED_MEMORY);
+    in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 /// A running `redis-server`; dropping it ends the process.
 pub(crate) struct RedisServer {
     directory: TempDir,
@@ -103,7 +115,7 @@ impl RedisServerBuilder {
 
     /// Starts the server and waits until it replies; panics with its log if it does not.
     pub(crate) fn start(self) -> RedisServer {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        let directory = server_directory();
         let ports = self.choose_ports();
         let process = self.launch(directory.path(), ports);
         let mut server = RedisServer { directory, options: self, ports, process };

@@ -15,13 +15,16 @@ use redis::{Connection, FromRedisValue, RedisResult, Value, cmd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::redis_server::{connect, free_port, program};
+use super::redis_server::{connect, free_port, program, server_directory};
 use super::wait::{eventually, within};
 use super::{RedisServer, Relay};
 
 /// The name of the primary.
 pub(crate) const MASTER: &str = "main";
-const BOUND: Duration = Duration::from_secs(20);
+/// Longer than a sentinel that has stood still starts no failover.
+const BOUND: Duration = Duration::from_secs(60);
+/// A failover takes less, unless a sentinel has aborted it.
+const FAILOVER: Duration = Duration::from_secs(5);
 const PORT_ATTEMPTS: usize = 5;
 
 /// One running sentinel; dropping it ends the process.
@@ -38,7 +41,7 @@ impl Sentinel {
     /// Starts a sentinel for the primary at this address, with this quorum. `lines` are added to
     /// its configuration.
     pub(crate) fn start(primary: SocketAddr, quorum: usize, login: &str, lines: &[String]) -> Self {
-        let mut directory = tempfile::tempdir().expect("a temporary directory");
+        let mut directory = server_directory();
         let mut all = vec![
             format!("dir {}", directory.path().display()),
             "bind 127.0.0.1".to_owned(),
@@ -60,8 +63,7 @@ impl Sentinel {
             }
             // Another program has taken the port meanwhile.
             sentinel.stop();
-            let fresh = tempfile::tempdir().expect("a temporary directory");
-            directory = std::mem::replace(&mut sentinel.directory, fresh);
+            directory = std::mem::replace(&mut sentinel.directory, server_directory());
             all = std::mem::take(&mut sentinel.lines);
         }
         panic!("no port for a sentinel");
@@ -259,9 +261,9 @@ impl Watched {
     /// Makes the first sentinel promote one of the two.
     pub(crate) fn fail_over_to(&self, number: usize) {
         // A sentinel may abort, as when the replica lags behind; then the command is sent again.
-        let done = within(BOUND * 2, || {
+        let done = within(BOUND, || {
             let reply = self.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
-            reply.ok().and_then(|_| within(BOUND / 4, || self.all_name(number).then_some(())))
+            reply.ok().and_then(|_| within(FAILOVER, || self.all_name(number).then_some(())))
         });
         assert!(done.is_some(), "no failover:\n{}", self.sentinels[0].log());
     }
