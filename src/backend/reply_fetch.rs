@@ -32,7 +32,7 @@ use super::fetch_command::{NO_EXPIRY, NO_KEY, UnexpectedReply, server_error, wri
 use super::reply_decoder::Frame;
 use super::server_commands::{FieldExpiry, ServerCommands};
 use crate::key::Key;
-use crate::protocol::{ReplyScanner, write_array_length, write_bulk};
+use crate::protocol::{ReplyScanner, write_command};
 
 /// A read with a reply that may be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,13 +203,10 @@ impl<'a> ReplyFetch<'a> {
     /// Appends `HPTTL` for these fields of the first key.
     pub(super) fn write_field_expiry(&self, names: &[Bytes], output: &mut BytesMut) {
         let Some(key) = self.request.keys.first() else { return };
-        write_array_length(output, 4 + names.len());
-        for word in [&b"HPTTL"[..], key.as_bytes(), b"FIELDS", names.len().to_string().as_bytes()] {
-            write_bulk(output, word);
-        }
-        for name in names {
-            write_bulk(output, name);
-        }
+        let count = names.len().to_string();
+        let head = [&b"HPTTL"[..], key.as_bytes(), b"FIELDS", count.as_bytes()];
+        let words = head.into_iter().chain(names.iter().map(|name| &**name));
+        write_command(output, head.len() + names.len(), words);
     }
 
     /// Parses the replies to the commands that [`write`](Self::write) appended: `frame` is the last

@@ -280,11 +280,10 @@ impl<T, N> FlightGuard<T, N> {
     pub(super) fn complete(self, store: impl FnOnce(&Key, &N), value: T) {
         let mut shard = self.flights.shard(self.hash);
         let open = shard.find_entry(self.hash, |flight| flight.number == self.number).ok();
+        let stores = open.is_some();
         #[cfg(feature = "planted-faults")]
-        let stores_closed = self.flights.stores_closed;
-        #[cfg(not(feature = "planted-faults"))]
-        let stores_closed = false;
-        if open.is_some() || stores_closed {
+        let stores = stores || self.flights.stores_closed;
+        if stores {
             store(&self.key, &self.note);
         } else {
             self.flights.discarded.fetch_add(1, Relaxed);

@@ -16,7 +16,7 @@ use super::local_action::{LocalAction, RejectReason};
 use super::session::{DEFAULT_USER, SessionState};
 use super::table::Class;
 use crate::access::FileError;
-use crate::protocol::{Arguments, write_array_length, write_bulk};
+use crate::protocol::{Arguments, write_command};
 
 pub(super) const NO_AUTH: &str = "NOAUTH Authentication required.";
 const NO_AUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, \
@@ -119,9 +119,9 @@ pub(super) fn hello_logins(arguments: Arguments<'_>) -> Vec<usize> {
 /// The command without the three words of its login.
 fn without_login(arguments: Arguments<'_>, at: usize) -> Bytes {
     let mut command = BytesMut::new();
-    write_array_length(&mut command, arguments.len() - 3);
-    let kept = arguments.skip(0).enumerate().filter(|(index, _)| !(at..at + 3).contains(index));
-    kept.for_each(|(_, word)| write_bulk(&mut command, word));
+    let words = arguments.skip(0).enumerate();
+    let kept = words.filter(|(index, _)| !(at..at + 3).contains(index)).map(|(_, word)| word);
+    write_command(&mut command, arguments.len() - 3, kept);
     command.freeze()
 }
 

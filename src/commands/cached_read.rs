@@ -3,6 +3,7 @@
 //! A reply is derived from a cached value only where every version of Redis would send the same. In
 //! doubt the command is forwarded.
 
+use std::iter;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::metrics::{FrontEnd, Kind};
 use crate::net::{WriteBuf, ZERO_COPY_MIN};
 use crate::protocol::{
     Arguments, BULK_OVERHEAD, Protocol, ReplyFrame, Resp2Form, parse_integer, write_array_length,
-    write_bulk, write_bulk_length, write_integer, write_null, write_resp2,
+    write_bulk, write_bulk_length, write_command, write_integer, write_null, write_resp2,
 };
 use crate::proxy::Proxy;
 use crate::telemetry::spans;
@@ -276,11 +277,8 @@ impl FetchOutcome {
             return Self::Failed(error);
         }
         let mut command = BytesMut::new();
-        write_array_length(&mut command, 1 + keys.len());
-        write_bulk(&mut command, name.as_bytes());
-        for key in keys {
-            write_bulk(&mut command, key.as_bytes());
-        }
+        let words = iter::once(name.as_bytes()).chain(keys.iter().map(Key::as_bytes));
+        write_command(&mut command, 1 + keys.len(), words);
         Self::Forward(command.freeze())
     }
 }

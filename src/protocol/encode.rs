@@ -61,6 +61,16 @@ pub(crate) fn write_array_length(out: &mut BytesMut, length: usize) {
     write_number(out, b'*', length);
 }
 
+/// Writes a command of `length` words: its name and its arguments.
+pub(crate) fn write_command<'a>(
+    out: &mut BytesMut,
+    length: usize,
+    words: impl Iterator<Item = &'a [u8]>,
+) {
+    write_array_length(out, length);
+    words.for_each(|word| write_bulk(out, word));
+}
+
 /// Writes an error: a code and a one-line text. Line breaks in `text` become spaces, otherwise they
 /// would end the reply.
 pub(crate) fn write_error(out: &mut BytesMut, text: impl AsRef<[u8]>) {

@@ -13,8 +13,8 @@ mod resp2;
 
 pub use self::encode::Protocol;
 pub(crate) use self::encode::{
-    BULK_OVERHEAD, write_array_length, write_bulk, write_bulk_length, write_error, write_integer,
-    write_null, write_text,
+    BULK_OVERHEAD, write_array_length, write_bulk, write_bulk_length, write_command, write_error,
+    write_integer, write_null, write_text,
 };
 pub use self::equivalence::MemberOrder;
 pub(crate) use self::equivalence::is_equivalent;

@@ -14,7 +14,7 @@ use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::key::percent_decode;
-use crate::protocol::{Arguments, write_array_length, write_bulk};
+use crate::protocol::{Arguments, write_command};
 
 /// The limits of a request.
 #[derive(Debug, Clone, Copy)]
@@ -216,16 +216,14 @@ impl<'a> Words<'a> {
         // Otherwise a small buffer would grow several times.
         let words: usize = self.iter().map(<[u8]>::len).sum();
         out.reserve(words + LINES_OF_A_WORD * (self.len() + 1));
-        write_array_length(out, self.len());
-        self.iter().for_each(|word| write_bulk(out, word));
+        write_command(out, self.len(), self.iter());
     }
 
     /// Writes the command as RESP, with another word at `index`.
     pub(super) fn write_with(&self, index: usize, word: &[u8], out: &mut bytes::BytesMut) {
-        write_array_length(out, self.len());
-        for (at, own) in self.iter().enumerate() {
-            write_bulk(out, if at == index { word } else { own });
-        }
+        let own = self.iter().enumerate();
+        let words = own.map(|(at, own)| if at == index { word } else { own });
+        write_command(out, self.len(), words);
     }
 }
 
