@@ -27,7 +27,11 @@ use crate::verify::{ReplySample, Settings as VerifySettings, Verifier};
 
 /// The upstream with its metrics, for both front ends. Clones share all of it.
 #[derive(Clone)]
-pub struct Proxy {
+pub struct Proxy(Arc<Shared>);
+
+/// Behind one counter of handles, because each miss takes a handle.
+#[derive(Clone)]
+struct Shared {
     upstream: Upstream,
     clock: CacheClock,
     metrics: Arc<Metrics>,
@@ -52,13 +56,14 @@ impl Proxy {
     pub fn new(upstream: Upstream, metrics: Arc<Metrics>, hot_keys: HotKeys) -> Self {
         let (verifier, _) = Verifier::new(&VerifySettings::default());
         let clock = upstream.clock();
-        Self { clock, upstream, metrics, hot_keys, verifier, draining: Arc::default() }
+        let draining = Arc::default();
+        Self(Arc::new(Shared { upstream, clock, metrics, hot_keys, verifier, draining }))
     }
 
     /// The same with answers from memory sampled by `verifier`.
     #[must_use]
     pub fn with_verifier(self, verifier: Verifier) -> Self {
-        Self { verifier, ..self }
+        Self(Arc::new(Shared { verifier, ..Shared::clone(&self.0) }))
     }
 
     /// Reads `key` from memory or from Redis, and counts the read. `span` is the span of the
@@ -74,17 +79,17 @@ impl Proxy {
         span: &Span,
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
-        self.hot_keys.count(key, begun);
+        self.0.hot_keys.count(key, begun);
         let found = if mode == ReadMode::Default { self.lookup(key, begun) } else { None };
         let rule = found.as_ref().map_or_else(
-            || self.upstream.rule_read(key, self.time(begun)),
+            || self.0.upstream.rule_read(key, self.time(begun)),
             |found| RuleRead::of(found.rule),
         );
         let answer = match (found, mode) {
             (Some(answer), _) => Ok(answer),
             // A fetch is a large future. Boxed, it does not enlarge the future of a hit.
             (None, ReadMode::Default) => {
-                Box::pin(self.upstream.get_or_fetch(&Key::from(key), mode, begun)).await
+                Box::pin(self.0.upstream.get_or_fetch(&Key::from(key), mode, begun)).await
             }
             (None, ReadMode::NoCache) => Box::pin(self.get_no_cache(key)).await,
         };
@@ -102,9 +107,9 @@ impl Proxy {
         span: &Span,
     ) -> Result<Answer, BackendError> {
         let begun = Instant::now();
-        self.hot_keys.count(key.as_bytes(), begun);
-        let rule = self.upstream.rule_read(key.as_bytes(), self.time(begun));
-        let answer = self.upstream.get_or_fetch(key, ReadMode::Default, begun).await;
+        self.0.hot_keys.count(key.as_bytes(), begun);
+        let rule = self.0.upstream.rule_read(key.as_bytes(), self.time(begun));
+        let answer = self.0.upstream.get_or_fetch(key, ReadMode::Default, begun).await;
         self.count_answer(front_end, answer, rule, begun, span)
     }
 
@@ -121,12 +126,12 @@ impl Proxy {
         let outcome = answer.as_ref().map_or(Outcome::Error, |answer| answer.outcome);
         if let Ok(answer) = &answer
             && matches!(outcome, Outcome::Hit | Outcome::NegativeHit)
-            && self.verifier.is_sampled()
+            && self.0.verifier.is_sampled()
         {
-            self.verifier.add_entry(&answer.entry, begun);
+            self.0.verifier.add_entry(&answer.entry, begun);
         }
         let took = begun.elapsed();
-        self.metrics.record_reads(front_end, outcome, 1, took);
+        self.0.metrics.record_reads(front_end, outcome, 1, took);
         self.record_rule(rule.id, rule.outcome(outcome), 1);
         self.record_trace(front_end, outcome, took, span);
         answer.map_err(|(_, error)| error)
@@ -134,33 +139,33 @@ impl Proxy {
 
     /// Loads `key` into memory and counts no read. Returns whether its value was fetched for that.
     pub async fn warm(&self, key: &[u8]) -> bool {
-        let rule = self.upstream.rules().find([key].into_iter());
+        let rule = self.0.upstream.rules().find([key].into_iter());
         if rule.is_some_and(|(_, mode)| mode == RuleMode::Off) {
             return false;
         }
         let (key, now) = (Key::from(key), Instant::now());
-        let answer = self.upstream.get_or_fetch(&key, ReadMode::Default, now).await;
+        let answer = self.0.upstream.get_or_fetch(&key, ReadMode::Default, now).await;
         let fetched = answer
             .is_ok_and(|answer| answer.outcome == Outcome::Miss && answer.entry.value().is_some());
         if fetched {
-            self.metrics.record_warmed();
+            self.0.metrics.record_warmed();
         }
         fetched
     }
 
     /// Returns the counts and the settings of the cache.
     pub fn statistics(&self) -> Statistics {
-        self.upstream.statistics()
+        self.0.upstream.statistics()
     }
 
     /// Reads from memory after a fence, or past memory if there is no tracking.
     async fn get_no_cache(&self, key: &[u8]) -> Result<Answer, (Outcome, BackendError)> {
-        match self.upstream.fence_for(key, Instant::now()).await {
+        match self.0.upstream.fence_for(key, Instant::now()).await {
             Ok(FenceResult::Current) => {
                 let (key, now) = (Key::from(key), Instant::now());
-                self.upstream.get_or_fetch(&key, ReadMode::NoCache, now).await
+                self.0.upstream.get_or_fetch(&key, ReadMode::NoCache, now).await
             }
-            Ok(FenceResult::NoTracking) => self.upstream.bypass(key).await,
+            Ok(FenceResult::NoTracking) => self.0.upstream.bypass(key).await,
             Err(error) => Err((Outcome::Miss, error)),
         }
     }
@@ -174,13 +179,13 @@ impl Proxy {
     /// Converts an instant to the clock of the cache, for one or more lookups.
     #[inline]
     pub fn time(&self, instant: Instant) -> LookupTime {
-        self.clock.time(instant)
+        self.0.clock.time(instant)
     }
 
     /// Looks up `key` in memory only, for this purpose.
     #[inline]
     pub fn lookup_for(&self, key: &[u8], now: LookupTime, purpose: LookupUse) -> Option<Answer> {
-        self.upstream.lookup(key, now, purpose)
+        self.0.upstream.lookup(key, now, purpose)
     }
 
     /// Looks up these keys in memory only, in their order, until `each` returns false. The caller
@@ -192,7 +197,7 @@ impl Proxy {
         now: LookupTime,
         each: impl FnMut(&'a [u8], Option<Hit>) -> bool,
     ) {
-        self.upstream.lookup_each(keys, now, each);
+        self.0.upstream.lookup_each(keys, now, each);
     }
 
     /// Returns the kept reply to `command`. `key` is its first key. The caller
@@ -205,19 +210,19 @@ impl Proxy {
         now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
-        self.upstream.lookup_reply(command, key, now, purpose)
+        self.0.upstream.lookup_reply(command, key, now, purpose)
     }
 
     /// Returns the rule and the mode for a read of these keys; `None` without rules.
     pub fn rule_of<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)> {
-        self.upstream.rules().find(keys)
+        self.0.upstream.rules().find(keys)
     }
 
     /// Counts `reads` reads of a rule. The caller [counts](Self::record) them as reads too.
     #[inline]
     pub fn record_rule(&self, rule: RuleId, outcome: RuleOutcome, reads: u64) {
         if rule != RuleId::NONE {
-            self.metrics.record_rule(rule, outcome, reads);
+            self.0.metrics.record_rule(rule, outcome, reads);
         }
     }
 
@@ -232,7 +237,7 @@ impl Proxy {
         now: LookupTime,
         purpose: LookupUse,
     ) -> Option<KeptReply> {
-        self.upstream.lookup_whole(command, key, derived, now, purpose)
+        self.0.upstream.lookup_whole(command, key, derived, now, purpose)
     }
 
     /// Returns the kept reply to a read, or fetches it, and counts the read. `shape` is the
@@ -246,7 +251,7 @@ impl Proxy {
         span: &Span,
     ) -> ReplyResult<BackendError> {
         let begun = Instant::now();
-        let (outcome, result) = self.upstream.get_or_fetch_reply(request, shape).await;
+        let (outcome, result) = self.0.upstream.get_or_fetch_reply(request, shape).await;
         let outcome = match result {
             ReplyResult::Reply(_) => outcome,
             ReplyResult::Forward => Outcome::Bypass,
@@ -269,81 +274,81 @@ impl Proxy {
         }
         spans::record_outcome(span, outcome.name());
         if let Some(trace) = spans::sampled_trace(span) {
-            self.metrics.record_traced_read(front_end, outcome, trace, took);
+            self.0.metrics.record_traced_read(front_end, outcome, trace, took);
         }
     }
 
     /// Counts the kind of `reads` reads by commands that [`record`](Self::record) counts too.
     pub fn record_kind(&self, front_end: FrontEnd, kind: Kind, outcome: Outcome, reads: u64) {
-        self.metrics.record_kind(front_end, kind, outcome, reads);
+        self.0.metrics.record_kind(front_end, kind, outcome, reads);
     }
 
     /// Returns the most fields or members of a kept hash or set from which other replies are
     /// derived.
     pub fn max_hash_fields(&self) -> usize {
-        self.upstream.max_hash_fields()
+        self.0.upstream.max_hash_fields()
     }
 
     /// Prefetches the memory of these keys, for the lookups that follow.
     pub fn prefetch(&self, keys: &[&[u8]]) {
-        self.upstream.prefetch(keys);
+        self.0.upstream.prefetch(keys);
     }
 
     /// Counts a key of a [lookup](Self::lookup) for the list of hot keys, and samples the answer to
     /// be verified.
     #[inline]
     pub fn count_hit(&self, key: &[u8], entry: &Entry, now: Instant) {
-        self.hot_keys.count(key, now);
-        if self.verifier.is_sampled() {
-            self.verifier.add_entry(entry, now);
+        self.0.hot_keys.count(key, now);
+        if self.0.verifier.is_sampled() {
+            self.0.verifier.add_entry(entry, now);
         }
     }
 
     /// Whether the reply to a read that memory answered is to be verified.
     #[inline]
     pub fn is_sampled(&self) -> bool {
-        self.verifier.is_sampled()
+        self.0.verifier.is_sampled()
     }
 
     /// Samples a reply from memory to be verified.
     pub fn verify_reply(&self, sample: ReplySample, now: Instant) {
-        self.verifier.add_reply(sample, now);
+        self.0.verifier.add_reply(sample, now);
     }
 
     /// Returns the part of the answers from memory that is verified, from 0 to 1.
     pub fn verified_part(&self) -> f64 {
-        self.verifier.sample()
+        self.0.verifier.sample()
     }
 
     /// Returns the `limit` keys that are read most, or `None` if keys are not counted.
     pub fn top_keys(&self, limit: usize) -> Option<TopKeys> {
-        self.hot_keys.top(limit, Instant::now())
+        self.0.hot_keys.top(limit, Instant::now())
     }
 
     /// Counts `reads` reads with this outcome, each of duration `took`.
     pub fn record(&self, front_end: FrontEnd, outcome: Outcome, reads: u64, took: Duration) {
-        self.metrics.record_reads(front_end, outcome, reads, took);
+        self.0.metrics.record_reads(front_end, outcome, reads, took);
     }
 
     /// Counts `count` commands of Redis clients. `label` is the index of the command's name in the
     /// list that [`Metrics::new`] received.
     pub fn record_commands(&self, label: usize, count: u64) {
-        self.metrics.record_commands(label, count);
+        self.0.metrics.record_commands(label, count);
     }
 
     /// Counts a rejection by a front end.
     pub fn record_rejected(&self, front_end: FrontEnd, refusal: RejectReason) {
-        self.metrics.reject_counter(front_end, refusal).count();
+        self.0.metrics.reject_counter(front_end, refusal).count();
     }
 
     /// Counts a REST request by the status of its response.
     pub fn record_rest_request(&self, status: &str) {
-        self.metrics.record_rest_request(status);
+        self.0.metrics.record_rest_request(status);
     }
 
     /// Counts a stream of events as open until the guard is dropped.
     pub fn open_stream(&self) -> ConnectionGuard {
-        self.metrics.open_stream()
+        self.0.metrics.open_stream()
     }
 
     /// Waits until memory reflects every write that Redis acknowledged before `since`. Without
@@ -352,53 +357,53 @@ impl Proxy {
     /// # Errors
     /// [`BackendError`] if Redis is unreachable or does not reply in time.
     pub async fn fence(&self, since: Instant) -> Result<FenceResult, BackendError> {
-        self.upstream.fence(since).await
+        self.0.upstream.fence(since).await
     }
 
     /// Whether memory is known to reflect every write that Redis acknowledged before `since`.
     pub fn is_current(&self, since: Instant) -> bool {
-        self.upstream.is_current(since)
+        self.0.upstream.is_current(since)
     }
 
     /// Whether a fetch can succeed. It cannot while Redis rejects the proxy's credentials.
     pub fn may_fetch(&self) -> bool {
-        !matches!(self.upstream.state(), Err(BackendError::AuthRejected(_)))
+        !matches!(self.0.upstream.state(), Err(BackendError::AuthRejected(_)))
     }
 
     /// Whether only the TTL decides which values are served.
     pub fn is_ttl_only(&self) -> bool {
-        self.upstream.is_ttl_only()
+        self.0.upstream.is_ttl_only()
     }
 
     /// Removes `key` from memory.
     pub fn invalidate(&self, key: &[u8]) {
-        self.upstream.invalidate(key);
+        self.0.upstream.invalidate(key);
     }
 
     /// Removes everything from memory.
     pub fn invalidate_all(&self) {
-        self.upstream.invalidate_all();
+        self.0.upstream.invalidate_all();
     }
 
     /// Drops entries and replies that an operator purges. Returns the number of entries. Takes time
     /// in proportion to what is kept, except for a single key.
     pub fn purge(&self, purge: &Purge) -> u64 {
-        self.upstream.purge(purge)
+        self.0.upstream.purge(purge)
     }
 
     /// Returns the state of `key` in memory; `None` if no owner of its slot is known.
     pub fn explain(&self, key: &[u8]) -> Option<KeyState> {
-        self.upstream.explain(key)
+        self.0.upstream.explain(key)
     }
 
     /// Returns the user of the cached values, if the proxy authenticates, and their database.
     pub fn identity(&self) -> CacheIdentity {
-        self.upstream.identity()
+        self.0.upstream.identity()
     }
 
     /// Returns the cluster, if the upstream is one.
     pub fn cluster(&self) -> Option<&Cluster> {
-        self.upstream.cluster()
+        self.0.upstream.cluster()
     }
 
     /// Opens a dedicated stream to Redis for one client. Clients of a cluster need a router
@@ -408,7 +413,7 @@ impl Proxy {
     /// [`BackendError`] if Redis is unreachable or rejects the proxy's credentials.
     /// [`BackendError::ErrorReply`] if the upstream is a cluster.
     pub async fn open(&self, client: ConnectAs) -> Result<EpochStream, BackendError> {
-        self.upstream.open(client).await
+        self.0.upstream.open(client).await
     }
 
     /// Checks whether reads can be answered.
@@ -417,35 +422,35 @@ impl Proxy {
     /// [`NotReady::Draining`] during the shutdown. [`NotReady::NoUpstream`] while Redis cannot be
     /// queried.
     pub fn ready(&self) -> Result<(), NotReady> {
-        if self.draining.load(Relaxed) {
+        if self.0.draining.load(Relaxed) {
             return Err(NotReady::Draining);
         }
-        self.upstream.state().map_err(NotReady::NoUpstream)
+        self.0.upstream.state().map_err(NotReady::NoUpstream)
     }
 
     /// Returns the numbers of reads.
     pub fn read_totals(&self) -> ReadTotals {
-        self.metrics.read_totals()
+        self.0.metrics.read_totals()
     }
 
     /// Returns the nodes behind the proxy, each with its state.
     pub fn nodes(&self) -> Vec<Node> {
-        self.upstream.nodes()
+        self.0.upstream.nodes()
     }
 
     /// Whether room for values in flight is short, so that clients should not hold it for long.
     pub fn is_room_short(&self) -> bool {
-        self.upstream.is_room_short()
+        self.0.upstream.is_room_short()
     }
 
     /// Returns the mechanism that keeps cached values current now.
     pub fn coherence(&self) -> Coherence {
-        self.upstream.coherence()
+        self.0.upstream.coherence()
     }
 
     /// Informs the upstream that settings of the cache have changed.
     pub fn cache_settings_changed(&self, settings: &Settings) {
-        self.upstream.cache_settings_changed(settings);
+        self.0.upstream.cache_settings_changed(settings);
     }
 
     /// Describes the state in one line.
@@ -454,18 +459,18 @@ impl Proxy {
             Ok(()) => format!("serving, coherence {}", self.coherence().name()),
             Err(reason) => format!("not ready: {reason}"),
         };
-        let ReadTotals { from_memory, all: reads, .. } = self.metrics.read_totals();
+        let ReadTotals { from_memory, all: reads, .. } = self.0.metrics.read_totals();
         let permille = from_memory.saturating_mul(1000).checked_div(reads).unwrap_or(0);
         format!("{link}; {}.{} % of {reads} reads from memory", permille / 10, permille % 10)
     }
 
     /// Marks the proxy as draining, so it is not ready any more.
     pub fn start_drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.0.draining.store(true, Relaxed);
     }
 
     /// Renders the metrics in this format.
     pub fn metrics(&self, format: Exposition) -> String {
-        self.metrics.render(format)
+        self.0.metrics.render(format)
     }
 }

@@ -3,9 +3,10 @@
 //! A read may be sent twice. Each attempt waits for the connection, sends the commands of one read,
 //! and classifies their replies.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::BytesMut;
+use futures_util::future::Either;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,7 +19,6 @@ use super::suspects::{SentRead, Suspicion};
 use super::{Asking, Established, QueueSlot, RECONNECT_WAIT, Shared};
 use crate::cache::{Reservation, Turn};
 use crate::key::Key;
-use crate::sync::lock;
 use crate::telemetry::spans;
 
 impl Shared {
@@ -44,22 +44,20 @@ impl Shared {
     }
 
     /// Fetches a value into the room that is reserved for it, if any.
-    async fn fetch_into(
-        self: &Arc<Self>,
-        key: &Key,
+    fn fetch_into<'a>(
+        self: &'a Arc<Self>,
+        key: &'a Key,
         asking: Asking,
         deadline: Instant,
-        room: Option<Reservation>,
-    ) -> Result<FetchedValue, BackendError> {
-        let room = Mutex::new(room);
+        mut room: Option<Reservation>,
+    ) -> impl Future<Output = Result<FetchedValue, BackendError>> + Send + 'a {
         let read = match asking {
             Asking::No => SentRead::Value(key),
             Asking::Yes => SentRead::AskedValue(key),
         };
-        self.read_twice(read, deadline, |(connection, tracking), _| {
-            self.fetch_once(connection, tracking.is_some(), key, asking, deadline, &room)
+        self.read_twice(read, deadline, move |established, _| {
+            self.fetch_once(established, key, asking, deadline, room.take())
         })
-        .await
     }
 
     /// Waits for the turn of a value that had no room in flight.
@@ -105,7 +103,7 @@ impl Shared {
         self: &Arc<Self>,
         read: SentRead<'_>,
         deadline: Instant,
-        send: impl Fn(Established, Attempt) -> F,
+        mut send: impl FnMut(Established, Attempt) -> F,
     ) -> Result<T, BackendError> {
         let _turn = self.acquire_permit(deadline).await?;
         let (mut slot, mut is_late) = (None, false);
@@ -219,37 +217,39 @@ impl Shared {
     }
 
     /// Fetches a value over this connection. With tracking, no transaction is needed.
-    async fn fetch_once(
-        &self,
-        connection: Multiplexed,
-        is_tracked: bool,
-        key: &Key,
+    fn fetch_once<'a>(
+        &'a self,
+        (connection, tracking): Established,
+        key: &'a Key,
         asking: Asking,
         deadline: Instant,
-        room: &Mutex<Option<Reservation>>,
-    ) -> Result<FetchedValue, BackendError> {
-        if is_tracked && asking == Asking::No {
+        room: Option<Reservation>,
+    ) -> impl Future<Output = Result<FetchedValue, BackendError>> + Send + 'a {
+        if tracking.is_some() && asking == Asking::No {
             let command = FetchCommand::GetPttlTracked;
-            return self.execute(command, &connection, key, deadline, room).await;
+            Either::Left(self.execute(command, connection, key, deadline, room))
+        } else {
+            let fetch = self.fetch_untracked(connection, key, asking, deadline, room);
+            Either::Right(Box::pin(fetch))
         }
-        Box::pin(self.fetch_untracked(&connection, key, asking, deadline, room)).await
     }
 
     async fn fetch_untracked(
         &self,
-        connection: &Multiplexed,
+        connection: Multiplexed,
         key: &Key,
         asking: Asking,
         deadline: Instant,
-        room: &Mutex<Option<Reservation>>,
+        room: Option<Reservation>,
     ) -> Result<FetchedValue, BackendError> {
         if asking == Asking::Yes {
             return self.execute(FetchCommand::Asking, connection, key, deadline, room).await;
         }
-        match self.execute(FetchCommand::Transaction, connection, key, deadline, room).await {
+        let command = FetchCommand::Transaction;
+        match self.execute(command, connection.clone(), key, deadline, room).await {
             // Redis short of memory queues no command in a transaction, but still reads.
             Err(BackendError::ErrorReply(code)) if &*code == "OOM" => {
-                self.execute(FetchCommand::GetPttl, connection, key, deadline, room).await
+                self.execute(FetchCommand::GetPttl, connection, key, deadline, None).await
             }
             answer => answer,
         }
@@ -258,20 +258,20 @@ impl Shared {
     async fn execute(
         &self,
         command: FetchCommand,
-        connection: &Multiplexed,
+        connection: Multiplexed,
         key: &Key,
         deadline: Instant,
-        room: &Mutex<Option<Reservation>>,
+        room: Option<Reservation>,
     ) -> Result<FetchedValue, BackendError> {
-        let sent = SentRequest::begin(connection, deadline)?;
-        let room = lock(room).take().map_or(ValueRoom::None, ValueRoom::Reserved);
+        let sent = SentRequest::begin(&connection, deadline)?;
+        let room = room.map_or(ValueRoom::None, ValueRoom::Reserved);
         let replies = if command == FetchCommand::GetPttlTracked {
             connection.fetch_value(Some(deadline), room, key).await
         } else {
             let write = |commands: &mut BytesMut| command.write(key.as_bytes(), commands);
             connection.send_fetch(Some(deadline), room, write).await
         };
-        let Replies { values, room } = self.end_request(&sent, connection, replies)?;
+        let Replies { values, room } = self.end_request(&sent, &connection, replies)?;
         let (value, expires_in) = match command.parse(values) {
             Ok(Ok(Some(reply))) => reply,
             Ok(Ok(None)) => return Ok(FetchedValue::Whole(None)),

@@ -255,14 +255,14 @@ impl Backend {
     ///
     /// # Errors
     /// The [`BackendError`] of the fetch, [`BackendError::Moved`] for a redirect.
-    pub(crate) async fn read(
-        &self,
-        key: &Key,
+    pub(crate) fn read<'a>(
+        &'a self,
+        key: &'a Key,
         asking: Asking,
         deadline: Instant,
-    ) -> Result<Reply, BackendError> {
+    ) -> impl Future<Output = Result<Reply, BackendError>> + 'a {
         self.0.topology.record_span_target();
-        self.0.fetch(key, asking, deadline).await
+        self.0.fetch(key, asking, deadline)
     }
 
     /// Fetches the reply to a read, with the time for which it may be kept, within

@@ -278,7 +278,7 @@ impl Multiplexed {
                 return Err(BackendError::Disconnected);
             }
             let (remaining, on_complete) = write(&mut queue);
-            let remote_runtime = queue.is_remote(here.id()).then(|| here.clone());
+            let remote_runtime = queue.is_remote(here.id()).then_some(here);
             queue.push(PendingRequest {
                 remaining,
                 replies: Vec::with_capacity(remaining.max(VALUE_REPLIES)),
@@ -289,7 +289,7 @@ impl Multiplexed {
                 on_complete,
             })
         };
-        self.act(after, &here);
+        self.act(after);
         receiver.await.unwrap_or(Err(BackendError::Disconnected))
     }
 
@@ -297,20 +297,20 @@ impl Multiplexed {
     ///
     /// A task does the work at the end of the turn, so ready tasks of this runtime submit first.
     /// Otherwise each of them would cost a system call of its own.
-    fn act(&self, after: AfterSubmit, here: &Handle) {
+    fn act(&self, after: AfterSubmit) {
         match after {
             AfterSubmit::Nothing => {}
             AfterSubmit::WakeDriver(driver) => driver.wake(),
             AfterSubmit::WakeDriverLater(driver) => {
                 let wake = WakeOnDrop(driver);
-                here.spawn(async move { drop(wake) });
+                tokio::spawn(async move { drop(wake) });
             }
             AfterSubmit::Write(driver) => {
                 if let Some(driver) = driver {
                     driver.wake();
                 }
                 let write = WriteOnDrop(self.clone());
-                here.spawn(async move { drop(write) });
+                tokio::spawn(async move { drop(write) });
             }
         }
     }

@@ -18,6 +18,7 @@ use super::network::Stream;
 use super::sentinel::Sentinels;
 use super::settings::{Mode, Settings};
 use crate::metrics::Node;
+use crate::telemetry::spans;
 
 /// The source of the endpoint of Redis.
 pub(super) enum Topology {
@@ -128,6 +129,9 @@ impl Topology {
 
     /// Records the endpoint as the target of the current span.
     pub(super) fn record_span_target(&self) {
+        if !spans::is_enabled() {
+            return;
+        }
         match self {
             Self::Fixed(endpoint) => endpoint.address.record_span_target(),
             Self::Primary(endpoint) => {

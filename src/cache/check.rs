@@ -117,8 +117,11 @@ impl<E: FetchError> Cache<E> {
             return None;
         };
         let fetched = fetch(guard.key().clone()).instrument(guard.span().clone()).await;
-        let result = FlightResult::from_fetched(guard.key(), fetched, requested_at).await?;
-        guard.complete(|_, ()| {}, result.clone());
+        let result = FlightResult::from_fetched(guard.key(), fetched, requested_at);
+        if let Some(digest) = result.digest_apart() {
+            digest.await.ok()?;
+        }
+        guard.complete(|_, ()| {}, &result);
         Some(match result {
             FlightResult::Answered(entry) => Ok(entry),
             FlightResult::ErrorReply(error) | FlightResult::Failed(error) => Err(error),

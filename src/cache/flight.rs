@@ -16,14 +16,13 @@
 //! shard. The closures below run under that lock. They must be short, must not wait, and must not
 //! call this module again.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
 use tokio::sync::Notify;
 use tracing::Span;
 
-use super::sync::atomic::{self, Ordering::Relaxed};
 use super::sync::{Mutex, MutexGuard, lock, preemption_point};
 use crate::key::{AsKey, Key};
 use crate::telemetry::spans;
@@ -36,28 +35,37 @@ const SHARDS: usize = if cfg!(feature = "shuttle") { 1 } else { 64 };
 pub(super) struct Flights<T, N = ()> {
     shards: Box<[Mutex<Shard<T, N>>]>,
     hasher: ahash::RandomState,
-    next_number: atomic::AtomicU64,
     discarded: AtomicU64,
     #[cfg(feature = "planted-faults")]
     stores_closed: bool,
 }
 
 /// A table that is given hashes, so a flight computes the hash of its key once.
-type Shard<T, N> = HashTable<Flight<T, N>>;
+type Shard<T, N> = HashTable<Arc<Flight<T, N>>>;
 
+/// A fetch in progress, shared by the table, its leader and its followers. The key of a later
+/// flight may be the same, so a flight is told apart by its address.
 struct Flight<T, N> {
     key: Key,
-    /// Distinguishes this flight from a later one for the same key.
-    number: u64,
+    hash: u64,
     note: N,
-    waiter: FlightWaiter<T>,
     /// The span of the fetch.
     span: Span,
+    /// The result for the followers, set once. It is `None` if the fetch was dropped unfinished.
+    result: OnceLock<Option<T>>,
+    completed: Notify,
 }
 
 impl<T, N> Flight<T, N> {
     fn is_for(&self, key: &[u8]) -> bool {
         self.key.as_bytes() == key
+    }
+
+    /// Wakes the followers with the result.
+    fn deliver(&self, result: Option<T>) {
+        // Only the first result counts; there is never a second one.
+        _ = self.result.set(result);
+        self.completed.notify_waiters();
     }
 }
 
@@ -68,43 +76,23 @@ pub(super) enum Joined<T, R, N = ()> {
     /// No flight was open. The caller runs the fetch.
     Leader(FlightGuard<T, N>),
     /// Another reader's fetch is in progress.
-    Follower(FlightWaiter<T>),
+    Follower(FlightWaiter<T, N>),
 }
 
 /// Waits for the result of a flight.
-pub(super) struct FlightWaiter<T>(Arc<FlightCell<T>>);
+pub(super) struct FlightWaiter<T, N = ()>(Arc<Flight<T, N>>);
 
-/// The result of a flight, set once. It is `None` if the fetch was dropped unfinished.
-struct FlightCell<T> {
-    value: OnceLock<Option<T>>,
-    completed: Notify,
-}
-
-impl<T> FlightCell<T> {
-    fn complete(&self, value: Option<T>) {
-        // Only the first value counts; there is never a second one.
-        _ = self.value.set(value);
-        self.completed.notify_waiters();
-    }
-}
-
-impl<T> Clone for FlightWaiter<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<T: Clone> FlightWaiter<T> {
+impl<T: Clone, N> FlightWaiter<T, N> {
     /// Returns the result of the flight, or `None` if its fetch was dropped unfinished.
     pub(super) async fn wait(self) -> Option<T> {
-        let Self(cell) = self;
+        let Self(flight) = self;
         // Registered before the check. Otherwise a completion between the check and the wait would
         // be missed.
-        let completed = cell.completed.notified();
-        if cell.value.get().is_none() {
+        let completed = flight.completed.notified();
+        if flight.result.get().is_none() {
             completed.await;
         }
-        cell.value.get().cloned().flatten()
+        flight.result.get().cloned().flatten()
     }
 }
 
@@ -112,12 +100,8 @@ impl<T: Clone> FlightWaiter<T> {
 /// the next reader opens a new one.
 pub(super) struct FlightGuard<T, N = ()> {
     flights: Arc<Flights<T, N>>,
-    key: Key,
-    hash: u64,
-    number: u64,
-    note: N,
-    cell: Arc<FlightCell<T>>,
-    span: Span,
+    flight: Arc<Flight<T, N>>,
+    is_complete: bool,
 }
 
 impl<T, N> Flights<T, N> {
@@ -125,7 +109,6 @@ impl<T, N> Flights<T, N> {
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::new())).collect(),
             hasher: ahash::RandomState::new(),
-            next_number: atomic::AtomicU64::new(0),
             discarded: AtomicU64::new(0),
             #[cfg(feature = "planted-faults")]
             stores_closed: super::planted_faults::closed_flights_store(),
@@ -145,10 +128,6 @@ impl<T, N> Flights<T, N> {
         lock(&self.shards[index])
     }
 
-    fn insert(&self, shard: &mut Shard<T, N>, hash: u64, flight: Flight<T, N>) {
-        shard.insert_unique(hash, flight, |flight| self.hash(flight.key.as_bytes()));
-    }
-
     /// Joins the flight for `key` if its note is current, or opens one with a new note. A flight
     /// with a note that is not current is replaced: its waiters still receive its result, but it no
     /// longer stores. If no flight is joined, `look_again` runs before one is opened, because a
@@ -159,10 +138,7 @@ impl<T, N> Flights<T, N> {
         is_current: impl FnOnce(&N) -> bool,
         look_again: impl FnOnce() -> Option<R>,
         note: impl FnOnce() -> N,
-    ) -> Joined<T, R, N>
-    where
-        N: Clone,
-    {
+    ) -> Joined<T, R, N> {
         let hash = self.hash(key.as_ref());
         let mut shard = self.shard(hash);
         let found = shard.find_entry(hash, |flight| flight.is_for(key.as_ref())).ok();
@@ -170,26 +146,25 @@ impl<T, N> Flights<T, N> {
             && is_current(&found.get().note)
         {
             spans::follow(&found.get().span);
-            return Joined::Follower(found.get().waiter.clone());
+            return Joined::Follower(FlightWaiter(Arc::clone(found.get())));
         }
         if let Some(found) = look_again() {
             return Joined::Found(found);
         }
-        let cell = Arc::new(FlightCell { value: OnceLock::new(), completed: Notify::new() });
-        let waiter = FlightWaiter(Arc::clone(&cell));
-        let number = self.next_number.fetch_add(1, Relaxed);
-        let key: Key = key.into();
-        let span = spans::fetch_span();
-        // Before the fetch is sent (invariant F1).
-        let note = note();
-        let flight =
-            Flight { key: key.clone(), number, note: note.clone(), waiter, span: span.clone() };
+        let flight = Arc::new(Flight {
+            key: key.into(),
+            hash,
+            // Before the fetch is sent (invariant F1).
+            note: note(),
+            span: spans::fetch_span(),
+            result: OnceLock::new(),
+            completed: Notify::new(),
+        });
         match found {
-            Some(mut found) => *found.get_mut() = flight,
-            None => self.insert(&mut shard, hash, flight),
+            Some(mut found) => *found.get_mut() = Arc::clone(&flight),
+            None => insert(&mut shard, Arc::clone(&flight)),
         }
-        let flights = Arc::clone(self);
-        Joined::Leader(FlightGuard { flights, key, hash, number, note, cell, span })
+        Joined::Leader(FlightGuard { flights: Arc::clone(self), flight, is_complete: false })
     }
 
     /// Closes the flight for `key`, then calls `remove` (invariant F2). Readers still receive the
@@ -260,41 +235,60 @@ impl<T> Flights<T> {
     }
 }
 
+/// Adds a flight to the shard of its hash.
+fn insert<T, N>(shard: &mut Shard<T, N>, flight: Arc<Flight<T, N>>) {
+    shard.insert_unique(flight.hash, flight, |flight| flight.hash);
+}
+
 impl<T, N> FlightGuard<T, N> {
     pub(super) fn key(&self) -> &Key {
-        &self.key
+        &self.flight.key
     }
 
     /// Returns the note of the state before the fetch.
     pub(super) fn note(&self) -> &N {
-        &self.note
+        &self.flight.note
     }
 
     /// Returns the span of the flight's fetch.
     pub(super) fn span(&self) -> &Span {
-        &self.span
+        &self.flight.span
     }
 
-    /// Completes the flight and delivers `value` to all its readers. If the flight is still open,
+    /// Completes the flight and delivers `result` to its followers. If the flight is still open,
     /// calls `store` with the key and the note under the flight's lock (invariant F2).
-    pub(super) fn complete(self, store: impl FnOnce(&Key, &N), value: T) {
-        let mut shard = self.flights.shard(self.hash);
-        let open = shard.find_entry(self.hash, |flight| flight.number == self.number).ok();
-        let stores = open.is_some();
-        #[cfg(feature = "planted-faults")]
-        let stores = stores || self.flights.stores_closed;
-        if stores {
-            store(&self.key, &self.note);
-        } else {
-            self.flights.discarded.fetch_add(1, Relaxed);
-        }
-        // After the store, so that a reader that finds no flight finds the entry.
-        if let Some(flight) = open {
-            flight.remove();
-        }
-        drop(shard);
+    pub(super) fn complete(mut self, store: impl FnOnce(&Key, &N), result: &T)
+    where
+        T: Clone,
+    {
+        let has_followers = self.close(|flight, is_open| {
+            #[cfg(feature = "planted-faults")]
+            let is_open = is_open || self.flights.stores_closed;
+            if is_open {
+                store(&flight.key, &flight.note);
+            } else {
+                self.flights.discarded.fetch_add(1, Relaxed);
+            }
+        });
         preemption_point();
-        self.cell.complete(Some(value));
+        if has_followers {
+            self.flight.deliver(Some(result.clone()));
+        }
+        self.is_complete = true;
+    }
+
+    /// Calls `finish` under the flight's lock with whether the flight is open, and removes it after
+    /// that: a reader that finds no flight finds the entry. Returns whether it has followers.
+    fn close(&self, finish: impl FnOnce(&Flight<T, N>, bool)) -> bool {
+        let flight = &self.flight;
+        let mut shard = self.flights.shard(flight.hash);
+        let open = shard.find_entry(flight.hash, |other| Arc::ptr_eq(other, flight)).ok();
+        finish(flight, open.is_some());
+        if let Some(open) = open {
+            open.remove();
+        }
+        // Each follower has a handle. It got it under this lock, and no reader gets one any more.
+        Arc::strong_count(flight) > 1
     }
 }
 
@@ -302,24 +296,15 @@ impl<T, N> FlightGuard<T, N> {
 impl<T> FlightGuard<T> {
     /// Opens the flight again.
     pub(super) fn reopen(&self) {
-        let waiter = FlightWaiter(Arc::clone(&self.cell));
-        let (key, span) = (self.key.clone(), self.span.clone());
-        let flight = Flight { key, number: self.number, note: (), waiter, span };
-        self.flights.insert(&mut self.flights.shard(self.hash), self.hash, flight);
+        insert(&mut self.flights.shard(self.flight.hash), Arc::clone(&self.flight));
     }
 }
 
 impl<T, N> Drop for FlightGuard<T, N> {
     fn drop(&mut self) {
-        if self.cell.value.get().is_some() {
-            return;
+        if !self.is_complete && self.close(|_, _| {}) {
+            self.flight.deliver(None);
         }
-        let mut shard = self.flights.shard(self.hash);
-        if let Ok(flight) = shard.find_entry(self.hash, |flight| flight.number == self.number) {
-            flight.remove();
-        }
-        drop(shard);
-        self.cell.complete(None);
     }
 }
 
@@ -346,7 +331,7 @@ mod tests {
 
     fn complete(guard: FlightGuard<u32>, value: u32) -> bool {
         let mut stored = false;
-        guard.complete(|_, ()| stored = true, value);
+        guard.complete(|_, ()| stored = true, &value);
         stored
     }
 

@@ -45,6 +45,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -159,26 +160,29 @@ enum FlightResult<E> {
 
 impl<E: FetchError> FlightResult<E> {
     /// Converts the result of a fetch of `key`. `requested_at` is the time before the request was
-    /// sent, in nanoseconds on the cache's clock. Returns `None` if the task that computes a large
-    /// digest was cancelled.
-    async fn from_fetched(key: &Key, fetched: Fetched<E>, requested_at: u64) -> Option<Self> {
-        Some(match fetched {
+    /// sent, in nanoseconds on the cache's clock.
+    fn from_fetched(key: &Key, fetched: Fetched<E>, requested_at: u64) -> Self {
+        match fetched {
             Fetched::Value(bytes, expires_in) => {
-                let is_large = bytes.len() > INLINE_DIGEST_MAX;
-                let entry = Entry::fetched(key, bytes, requested_at, expires_in);
-                if is_large {
-                    let digested = entry.clone();
-                    let digest = tokio::task::spawn_blocking(move || {
-                        _ = digested.value().map(|value| *value.digest());
-                    });
-                    digest.await.ok()?;
-                }
-                Self::Answered(entry)
+                Self::Answered(Entry::fetched(key, bytes, requested_at, expires_in))
             }
             Fetched::Absent => Self::Answered(Entry::new(key, None, requested_at, None)),
             Fetched::ErrorReply(error) => Self::ErrorReply(error),
             Fetched::Failed(error) => Self::Failed(error),
-        })
+        }
+    }
+
+    /// Starts a task that computes the digest of a large value. `None`: there is none.
+    fn digest_apart(&self) -> Option<JoinHandle<()>> {
+        let is_large = |value: &Value<'_>| value.bytes.len() > INLINE_DIGEST_MAX;
+        let Self::Answered(entry) = self else { return None };
+        if !entry.value().as_ref().is_some_and(is_large) {
+            return None;
+        }
+        let entry = entry.clone();
+        Some(tokio::task::spawn_blocking(move || {
+            _ = entry.value().map(|value| *value.digest());
+        }))
     }
 }
 
@@ -332,10 +336,10 @@ impl<E: FetchError> Cache<E> {
             return RefreshResult::Unneeded;
         };
         match self.lead(guard, now, fetch).await {
-            Some(FlightResult::Answered(_)) if shared.is_refreshed(key, Instant::now()) => {
+            Some((FlightResult::Answered(_), _)) if shared.is_refreshed(key, Instant::now()) => {
                 RefreshResult::Stored
             }
-            Some(FlightResult::Answered(_)) => RefreshResult::Discarded,
+            Some((FlightResult::Answered(_), _)) => RefreshResult::Discarded,
             _ => RefreshResult::Failed,
         }
     }
@@ -356,11 +360,16 @@ impl<E: FetchError> Cache<E> {
         let requested_at = self.0.clock(Instant::now());
         // The entry is never stored, so it needs no key.
         let nameless = Key::from(&[][..]);
-        let result = FlightResult::from_fetched(&nameless, fetch.await, requested_at).await;
-        let result = result.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled)));
+        let result = FlightResult::from_fetched(&nameless, fetch.await, requested_at);
+        if let Some(digest) = result.digest_apart()
+            && digest.await.is_err()
+        {
+            return Err((Outcome::Bypass, E::from(Cancelled)));
+        }
         match result {
             FlightResult::Answered(entry) => {
-                Ok(self.0.answer_from(entry, Outcome::Bypass, self.0.terms_of(&[])))
+                let now = self.0.clock(Instant::now());
+                Ok(self.0.answer_from(entry, Outcome::Bypass, self.0.terms_of(&[]), now))
             }
             FlightResult::ErrorReply(error) | FlightResult::Failed(error) => {
                 Err((Outcome::Bypass, error))
@@ -369,7 +378,8 @@ impl<E: FetchError> Cache<E> {
     }
 
     /// Returns the fetch of a flight, which completes the flight and stores the result. Its output
-    /// is the result, or `None` if none could be created. Dropping it does not cancel it.
+    /// is the result and the time of its completion, or `None` if no result could be created.
+    /// Dropping it does not cancel it.
     ///
     /// `requested_at` is a time before the request is sent (invariant E1).
     fn lead<F>(
@@ -377,7 +387,7 @@ impl<E: FetchError> Cache<E> {
         guard: FlightGuard<FlightResult<E>>,
         requested_at: Instant,
         fetch: impl FnOnce(Key, Instant) -> F,
-    ) -> impl Future<Output = Option<FlightResult<E>>>
+    ) -> impl Future<Output = Option<(FlightResult<E>, u64)>>
     where
         F: Future<Output = Fetched<E>> + Send + 'static,
     {
@@ -389,14 +399,18 @@ impl<E: FetchError> Cache<E> {
         let (key, span) = (guard.key().clone(), guard.span().clone());
         let begun_at = shared.clock(requested_at);
         let complete = move |fetched| async move {
-            // If no entry can be created, the guard is dropped, which ends the flight.
-            let result = FlightResult::from_fetched(guard.key(), fetched, begun_at).await?;
+            let result = FlightResult::from_fetched(guard.key(), fetched, begun_at);
+            if let Some(digest) = result.digest_apart() {
+                // If the task was cancelled, the guard is dropped, which ends the flight.
+                digest.await.ok()?;
+            }
             #[cfg(feature = "planted-faults")]
             if planted_faults::is_planted(Fault::LateFlight) {
                 guard.reopen();
             }
-            shared.complete(guard, &result);
-            Some(result)
+            let now = shared.clock(Instant::now());
+            shared.complete(guard, &result, now);
+            Some((result, now))
         };
         // A combinator, because an `async` block that awaits the fetch would hold it twice: before
         // its start and while it runs.
@@ -815,8 +829,13 @@ impl<E: FetchError> Shared<E> {
     }
 
     /// Returns the terms of `key`.
+    #[inline]
     fn terms_of(&self, key: &[u8]) -> Terms {
-        self.terms(&self.store.load(), key)
+        if self.rules.are_any() {
+            self.terms(&self.store.load(), key)
+        } else {
+            Terms::without_rule(self.ttls.get())
+        }
     }
 
     /// Returns the freshness of `entry` at `now` as if the lease were valid.
@@ -835,32 +854,36 @@ impl<E: FetchError> Shared<E> {
         mode: ReadMode,
         waiter: FlightWaiter<FlightResult<E>>,
     ) -> Result<Answer, (Outcome, E)> {
-        self.answer_with(key, mode, waiter.wait().await, Outcome::Coalesced)
+        let result = waiter.wait().await.map(|result| (result, self.clock(Instant::now())));
+        self.answer_with(key, mode, result, Outcome::Coalesced)
     }
 
-    /// Answers a read with the result of its flight. After a failed fetch the answer is a stale
-    /// entry, if `mode` allows one. A result of `None` counts as [`Cancelled`].
+    /// Answers a read with the result of its flight, at this time on the cache's clock. After a
+    /// failed fetch the answer is a stale entry, if `mode` allows one. A result of `None` counts as
+    /// [`Cancelled`].
     fn answer_with(
         &self,
         key: &[u8],
         mode: ReadMode,
-        result: Option<FlightResult<E>>,
+        result: Option<(FlightResult<E>, u64)>,
         outcome: Outcome,
     ) -> Result<Answer, (Outcome, E)> {
-        match result.unwrap_or_else(|| FlightResult::Failed(E::from(Cancelled))) {
-            FlightResult::Answered(entry) => {
-                Ok(self.answer_from(entry, outcome, self.terms_of(key)))
+        let error = match result {
+            Some((FlightResult::Answered(entry), now)) => {
+                return Ok(self.answer_from(entry, outcome, self.terms_of(key), now));
             }
-            FlightResult::ErrorReply(error) => Err((outcome, error)),
-            FlightResult::Failed(error) if mode == ReadMode::NoCache => Err((outcome, error)),
-            FlightResult::Failed(error) => {
-                self.serve_stale(key, Instant::now()).ok_or((outcome, error))
-            }
-        }
+            Some((FlightResult::ErrorReply(error), _)) => return Err((outcome, error)),
+            Some((FlightResult::Failed(error), _)) => error,
+            None => E::from(Cancelled),
+        };
+        let stale = match mode {
+            ReadMode::Default => self.serve_stale(key, Instant::now()),
+            ReadMode::NoCache => None,
+        };
+        stale.ok_or((outcome, error))
     }
 
-    fn answer_from(&self, entry: Entry, outcome: Outcome, terms: Terms) -> Answer {
-        let now = self.clock(Instant::now());
+    fn answer_from(&self, entry: Entry, outcome: Outcome, terms: Terms, now: u64) -> Answer {
         let freshness = self.freshness_ignoring_lease(&entry, now, terms);
         Answer::new(entry, outcome, freshness, terms.id, now)
     }
@@ -893,14 +916,14 @@ impl<E: FetchError> Shared<E> {
         Some(Answer::new(entry, Outcome::Stale, freshness, terms.id, now))
     }
 
-    fn complete(&self, guard: FlightGuard<FlightResult<E>>, result: &FlightResult<E>) {
-        guard.complete(|key, ()| self.store_result(key, result), result.clone());
+    fn complete(&self, guard: FlightGuard<FlightResult<E>>, result: &FlightResult<E>, now: u64) {
+        guard.complete(|key, ()| self.store_result(key, result, now), result);
     }
 
-    /// Updates the store with the result of a fetch. The caller holds the flight's lock
-    /// (invariant F2).
-    fn store_result(&self, key: &Key, result: &FlightResult<E>) {
-        let (now, validity) = (self.clock(Instant::now()), self.lease.next_validity());
+    /// Updates the store with the result of a fetch that ended at `now`. The caller holds the
+    /// flight's lock (invariant F2).
+    fn store_result(&self, key: &Key, result: &FlightResult<E>, now: u64) {
+        let validity = self.lease.next_validity();
         let store = self.store.load();
         match result {
             FlightResult::Failed(_) => {}

@@ -200,7 +200,10 @@ impl<E: FetchError> Shared<E> {
         )
     }
 
-    pub(super) async fn await_reply(&self, waiter: FlightWaiter<ReplyResult<E>>) -> ReplyResult<E> {
+    pub(super) async fn await_reply(
+        &self,
+        waiter: FlightWaiter<ReplyResult<E>, Note>,
+    ) -> ReplyResult<E> {
         waiter.wait().await.unwrap_or_else(|| ReplyResult::Failed(E::from(Cancelled)))
     }
 

@@ -7,6 +7,7 @@
 //! A rule is applied at each read, as the TTLs are. So a changed rule applies at once to what is
 //! cached already.
 
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwapOption;
@@ -195,6 +196,8 @@ fn terms(settings: &Settings, rule: &KeyRule, id: RuleId) -> Terms {
 #[derive(Debug, Default)]
 pub struct Rules {
     current: ArcSwapOption<RuleSet>,
+    /// Whether there are rules in force. Its test costs a tenth of a load of them.
+    are_any: AtomicBool,
     /// The prefixes, each with a `*`, by the index of their identity.
     names: Mutex<Vec<String>>,
 }
@@ -214,7 +217,9 @@ impl Rules {
             names.iter().position(|other| *other == name).map_or(RuleId::NONE, RuleId::at)
         };
         let rules = (!settings.rules.is_empty()).then(|| Arc::new(RuleSet::new(settings, id)));
+        let are_any = rules.is_some();
         self.current.store(rules);
+        self.are_any.store(are_any, Release);
     }
 
     /// Returns the rules in force; `None` if there are none.
@@ -222,8 +227,17 @@ impl Rules {
         self.current.load_full()
     }
 
+    /// Whether there are rules in force.
+    #[inline]
+    pub(super) fn are_any(&self) -> bool {
+        self.are_any.load(Acquire)
+    }
+
     /// Returns the rule and the mode for a read of these keys; `None` without rules.
     pub fn find<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Option<(RuleId, RuleMode)> {
+        if !self.are_any() {
+            return None;
+        }
         let current = self.current.load();
         let terms = current.as_ref()?.find_all(keys);
         Some((terms.id, terms.mode))

@@ -47,7 +47,6 @@ pub struct Metrics {
     registry: Registry,
     per_thread: PerThread,
     exemplars: Exemplars,
-    backend_duration: Histogram,
     backend_up: IntGauge,
     /// The number of connections to Redis.
     connections_up: AtomicUsize,
@@ -84,7 +83,6 @@ impl Metrics {
         let metrics = Self {
             per_thread: new.per_thread(commands)?,
             exemplars: Exemplars::default(),
-            backend_duration: new.histogram("backend_duration_seconds", "Duration of fetches.")?,
             backend_up: new
                 .gauge("backend_up", "Whether there is a connection to Redis (1) or not (0).")?,
             connections_up: AtomicUsize::new(0),
@@ -283,7 +281,7 @@ impl Metrics {
 
     /// Records the duration of a fetch that Redis answered. `trace` is its trace, if it is sampled.
     pub fn record_fetch(&self, took: Duration, trace: Option<u128>) {
-        self.backend_duration.observe(took.as_secs_f64());
+        self.per_thread.local().fetches.add(1, took);
         if let Some(trace) = trace {
             self.exemplars.fetches.add(trace, took);
         }

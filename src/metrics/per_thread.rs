@@ -58,10 +58,10 @@ impl ThreadCounter {
     }
 }
 
-/// The durations of reads.
+/// The durations of reads or fetches.
 #[derive(Default)]
 pub(super) struct DurationHistogram {
-    /// The reads above the previous bound and up to this one. The last bucket has those above all
+    /// Those above the previous bound and up to this one. The last bucket has those above all
     /// bounds.
     buckets: [ThreadCounter; DURATION_BUCKETS.len() + 1],
     /// The sum of all durations.
@@ -167,6 +167,8 @@ pub(super) struct ThreadMetrics {
     /// Those among them that are not of plain strings, by kind and outcome. Apart, so that the most
     /// frequent reads are counted once.
     pub(super) by_kind: ReadsByKind,
+    /// The fetches that Redis answered.
+    pub(super) fetches: DurationHistogram,
     /// The commands by name, in the order of the list of names.
     pub(super) commands: Box<[ThreadCounter]>,
     /// The HTTP responses by listener and class of their status.
@@ -239,6 +241,7 @@ impl PerThread {
         let new = || ThreadMetrics {
             reads: ReadTimes::default(),
             by_kind: ReadsByKind::default(),
+            fetches: DurationHistogram::default(),
             commands: self.commands.iter().map(|_| ThreadCounter::default()).collect(),
             responses: Default::default(),
             rules: RuleCounters::new(),
@@ -254,6 +257,13 @@ impl PerThread {
                 .zip(thread.reads.iter().flatten())
                 .for_each(|(times, more)| times.add_all(more));
         }
+        all
+    }
+
+    /// Returns the durations of fetches.
+    fn fetches(&self) -> DurationHistogram {
+        let all = DurationHistogram::default();
+        self.by_thread.iter().for_each(|thread| all.add_all(&thread.fetches));
         all
     }
 
@@ -314,7 +324,10 @@ impl PerThread {
         let (hits, misses) = (IntCounter::with_opts(hits)?, IntCounter::with_opts(misses)?);
         let errors = IntCounter::with_opts(errors)?;
         let commands_said = IntCounterVec::new(commands_said, &["command"])?;
-        let mut durations = Durations::new()?;
+        let help = "Duration of reads, by front end and outcome.";
+        let mut durations = Durations::new("request_duration_seconds", help, &READ_LABELS)?;
+        let mut fetches = Durations::new("backend_duration_seconds", "Duration of fetches.", &[])?;
+        fetches.add(&[], &self.fetches());
         // Before the sums. A read in between then counts as one of a string until the next scrape.
         let by_kind: [_; FrontEnd::READERS.len()] =
             std::array::from_fn(|front_end| self.by_kind(front_end));
@@ -340,7 +353,7 @@ impl PerThread {
                     _ => &misses,
                 };
                 total.inc_by(count);
-                durations.add(read_labels(front_end, outcome), times);
+                durations.add(&read_labels(front_end, outcome), times);
             }
         }
         for (label, name) in self.commands.iter().enumerate() {
@@ -359,32 +372,35 @@ impl PerThread {
             Box::new(self.responses()?),
             Box::new(commands_said),
             Box::new(durations),
+            Box::new(fetches),
         ])
     }
 }
 
-/// A collector of the durations of reads.
+/// A collector of durations.
 struct Durations {
     description: Desc,
     metrics: Vec<proto::Metric>,
 }
 
 impl Durations {
-    fn new() -> prometheus::Result<Self> {
-        let options =
-            options("request_duration_seconds", "Duration of reads, by front end and outcome.");
-        let labels = READ_LABELS.map(str::to_owned).to_vec();
-        Ok(Self { description: options.variable_labels(labels).describe()?, metrics: Vec::new() })
+    /// No durations yet, of a family with these names of labels.
+    fn new(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
+        let description = options(name, help).variable_labels(labels).describe()?;
+        Ok(Self { description, metrics: Vec::new() })
     }
 
-    pub(super) fn add(&mut self, labels: [&'static str; 2], times: &DurationHistogram) {
-        let label = |(name, value): (&str, &str)| {
+    /// Adds the durations with these values of the labels.
+    fn add(&mut self, values: &[&str], times: &DurationHistogram) {
+        let label = |(name, value): (&String, &&str)| {
             let mut label = LabelPair::default();
-            label.set_name(name.to_owned());
-            label.set_value(value.to_owned());
+            label.set_name(name.clone());
+            label.set_value((*value).to_owned());
             label
         };
-        let labels = READ_LABELS.into_iter().zip(labels).map(label).collect();
+        let names = &self.description.variable_labels;
+        let labels = names.iter().zip(values).map(label).collect();
         let mut metric = proto::Metric::from_label(labels);
         metric.set_histogram(times.to_proto());
         self.metrics.push(metric);

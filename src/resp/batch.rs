@@ -140,12 +140,15 @@ impl Batch {
         }
     }
 
-    /// Records everything that was counted. The batch ended at `ended`.
-    pub(super) fn count(&self, proxy: &Proxy, ended: Instant) {
+    /// Records everything that was counted, at the end of the batch.
+    pub(super) fn count(&self, proxy: &Proxy) {
         self.count_commands(proxy);
         self.count_kept_reads(proxy);
         self.rule_reads.record(&self.outcomes, proxy);
-        let elapsed = ended.saturating_duration_since(self.begun.now);
+        if self.outcomes.iter().all(|count| *count == 0) {
+            return;
+        }
+        let elapsed = self.begun.now.elapsed();
         let outcomes = Outcome::ALL.into_iter().zip(self.outcomes);
         for (outcome, count) in outcomes.filter(|(_, count)| *count > 0) {
             proxy.record(self.front_end, outcome, count, elapsed);

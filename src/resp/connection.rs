@@ -163,18 +163,16 @@ impl Connection {
         self.turn = Turn::default();
         loop {
             self.now = None;
-            let steps = [
-                self.poll_open(cx),
-                self.poll_replies(cx),
-                self.poll_reads(cx),
-                self.poll_client(cx),
-                Step::progress_if(self.take_commands()),
+            let step = self.poll_open(cx)
+                | self.poll_replies(cx)
+                | self.poll_reads(cx)
+                | self.poll_client(cx)
+                | Step::progress_if(self.take_commands())
                 // After the commands, which may begin a fence: one that is not polled wakes
                 // nothing.
-                self.fences.poll(&self.shared.proxy, cx),
-                self.poll_send(cx),
-                self.poll_write(cx),
-            ];
+                | self.fences.poll(&self.shared.proxy, cx)
+                | self.poll_send(cx)
+                | self.poll_write(cx);
             if self.state == ConnState::Closed {
                 return Poll::Ready(());
             }
@@ -184,7 +182,7 @@ impl Connection {
                 _ = pin!(yield_now()).poll(cx);
                 return Poll::Pending;
             }
-            if !steps.contains(&Step::Progress) {
+            if step == Step::Idle {
                 self.pass_close_on(cx);
                 if self.is_over(cx) {
                     return Poll::Ready(());
@@ -604,15 +602,9 @@ impl Connection {
         false
     }
 
-    /// The time, as it was when this round first read it, or when a batch of commands was taken.
+    /// The time, as it was when this round first read it.
     pub(super) fn now(&mut self) -> Instant {
         *self.now.get_or_insert_with(Instant::now)
-    }
-
-    /// Reads the time again.
-    pub(super) fn read_clock(&mut self) -> Instant {
-        self.now = None;
-        self.now()
     }
 
     /// Removes the command that is the first `length` bytes of the input.

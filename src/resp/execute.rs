@@ -62,8 +62,7 @@ impl Connection {
             taken += 1;
             self.turn.add_command();
         }
-        let ended = self.read_clock();
-        batch.count(&self.shared.proxy, ended);
+        batch.count(&self.shared.proxy);
         taken > 0
     }
 

@@ -57,7 +57,9 @@ impl State {
         if self.first.is_none() && self.rest.is_empty() && self.ended.is_empty() {
             self.first = self.waiting.pop_front();
         }
-        self.rest.extend(self.waiting.drain(..));
+        if !self.waiting.is_empty() {
+            self.rest.extend(self.waiting.drain(..));
+        }
     }
 
     fn poll_begun(&mut self, cx: &mut Context<'_>) {

@@ -95,6 +95,6 @@ impl<'a> MemoryReader<'a> {
 
     /// Counts the commands that were answered.
     pub fn finish(self) {
-        self.batch.count(&self.shared.proxy, Instant::now());
+        self.batch.count(&self.shared.proxy);
     }
 }

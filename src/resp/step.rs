@@ -1,5 +1,6 @@
 //! The steps of a round of polling.
 
+use std::ops::BitOr;
 use std::pin::Pin;
 
 /// Work that a connection waits for.
@@ -15,5 +16,15 @@ pub(super) enum Step {
 impl Step {
     pub(super) fn progress_if(moved: bool) -> Self {
         if moved { Self::Progress } else { Self::Idle }
+    }
+}
+
+impl BitOr for Step {
+    type Output = Self;
+
+    /// Returns whether one of two steps has moved anything. Both have been taken.
+    #[inline]
+    fn bitor(self, other: Self) -> Self {
+        Self::progress_if(self == Self::Progress || other == Self::Progress)
     }
 }

@@ -274,7 +274,7 @@ impl<E: FetchError> Replies<E> {
             }
             _ => {}
         };
-        guard.complete(keep, result.clone());
+        guard.complete(keep, &result);
         result
     }
 }
@@ -288,7 +288,7 @@ impl<E: FetchError> Replies<E> {
         of: ReplyOf,
     ) {
         let result = fetched.into_result(requested_at, of, guard.note().clone());
-        guard.complete(|_, _| {}, result);
+        guard.complete(|_, _| {}, &result);
     }
 }
 

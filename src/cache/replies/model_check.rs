@@ -195,7 +195,7 @@ impl World {
         versions_in(self.cache.0.replies.complete(guard, fetched, now, now, of))
     }
 
-    fn wait(&self, waiter: FlightWaiter<ReplyResult<Failure>>) -> Option<Versions> {
+    fn wait(&self, waiter: FlightWaiter<ReplyResult<Failure>, Note>) -> Option<Versions> {
         versions_in(block_on(self.cache.0.await_reply(waiter)))
     }
 

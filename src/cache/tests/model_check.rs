@@ -63,13 +63,18 @@ const RIGHT: Steps = Steps {
     lookup: |shared| shared.lookup(KEY, shared.clock(Instant::now()), LookupUse::Serve),
     serve_stale: |shared| shared.serve_stale(KEY, Instant::now()),
     fetch: World::fetch,
-    complete: |shared, guard, result| shared.complete(guard, result),
+    complete: |shared, guard, result| shared.complete(guard, result, now(shared)),
     invalidate: |cache| cache.invalidate(KEY),
     resize: |cache| _ = cache.apply(&Settings { capacity: CAPACITY_NEXT, ..cache.settings() }),
     sweep: TestCache::sweep,
     suspend_tracking: TestCache::suspend_tracking,
     start_tracking: TestCache::start_tracking,
 };
+
+/// Returns the time on the cache's clock.
+fn now(shared: &TestShared) -> u64 {
+    shared.clock(Instant::now())
+}
 
 /// The production code, if Redis pushes a flush instead of an invalidation of the key.
 const FLUSHES: Steps = Steps { invalidate: TestCache::invalidate_all, ..RIGHT };
@@ -219,7 +224,8 @@ impl World {
             FlightResult::Answered(entry(version, sent, None))
         });
         (self.steps.complete)(self.shared(), guard, &result);
-        let answer = self.shared().answer_with(KEY, ReadMode::Default, Some(result), Outcome::Miss);
+        let result = Some((result, now(self.shared())));
+        let answer = self.shared().answer_with(KEY, ReadMode::Default, result, Outcome::Miss);
         answer.ok().map(Given::from)
     }
 
@@ -513,9 +519,9 @@ fn random_orders_of_all_operations_hold() {
 fn check_then_store_keeps_a_changed_entry() {
     let complete = |shared: &TestShared, guard: TestTicket, result: &FlightResult<Failure>| {
         let (key, open) = (guard.key().clone(), Cell::new(false));
-        guard.complete(|_, ()| open.set(true), result.clone());
+        guard.complete(|_, ()| open.set(true), result);
         if open.get() {
-            shared.store_result(&key, result);
+            shared.store_result(&key, result, now(shared));
         }
     };
     let threads: &[Act] = &[World::read, World::change_and_read];
