@@ -267,9 +267,9 @@ class Stage(ExitStack):
             write(server.port, numbers, self.size)
         return found
 
-    def memcached(self, numbers):
+    def memcached(self, numbers, threads=1, cores=contestants.SERVING):
         """A memcached with these keys."""
-        found = self.started(MEMCACHED, lambda: contestants.start_memcached(self.directory))
+        found = self.started(MEMCACHED, lambda: contestants.start_memcached(self.directory, threads, cores))
         for server in found.values():
             write_memcached(server.port, numbers, self.size)
         return found
@@ -583,6 +583,8 @@ def threads_on_one_core(bench):
 
 
 MANY, MANY_THREADS = "many threads", "16 worker threads"
+NGINX_MANY = f"{NGINX_FIXED}, 16 workers"
+MEMCACHED_THREADS = {count: f"{MEMCACHED}, {count} threads" for count in (2, 16)}
 
 
 def many_threads(bench):
@@ -594,8 +596,26 @@ def many_threads(bench):
             load.warm(proxy, keys)
         runs = {name: (proxy, wrk(bench, proxy)) for name, proxy in proxies.items()}
         limit = stage.keep(contestants.start_bare_http(stage.directory, b"x" * VALUE, set(CORES)))
-        bench.take_turns(f"{MANY}, http", runs | {LIMIT: (limit, wrk(bench, limit))})
-        threads_over_resp(bench, MANY, proxies, stage.limit(set(CORES)))
+        runs[LIMIT] = (limit, wrk(bench, limit))
+        # Its workers share no lock, so it shows the cost of the switches between sixteen.
+        nginx = stage.nginx_by_workers((2, 16))
+        runs |= {name: (server, wrk(bench, server)) for name, server in zip((NGINX_WORKERS[2], NGINX_MANY), nginx)}
+        bench.take_turns(f"{MANY}, http", runs)
+        limit = stage.limit(set(CORES))
+        threads_over_resp(bench, MANY, proxies, limit)
+        memcached = {}
+        for count, name in MEMCACHED_THREADS.items():
+            memcached |= {name: server for server in stage.memcached(keys, count, set(CORES)).values()}
+        for pipeline in (1, 16):
+            runs = {name: (proxy, closed(bench, proxy.resp_port, pipeline=pipeline)) for name, proxy in proxies.items()}
+            runs[LIMIT] = (limit, closed(bench, limit.port, pipeline=pipeline))
+            for name, server in memcached.items():
+                runs[name] = (server, closed(bench, server.port, pipeline=pipeline, read=load.MG))
+            bench.take_turns(many_caches_case(pipeline), runs)
+
+
+def many_caches_case(pipeline):
+    return f"{MANY}, one load for all, P={pipeline}"
 
 
 def beside_processes(bench, proxies, nginx, limits):
@@ -928,6 +948,7 @@ NEEDS = {
     "caches": ["memcached"],
     "memtier": ["memcached"],
     "threads": ["nginx"],
+    "many_threads": ["nginx", "memcached"],
     "misses": ["twemproxy", "webdis"],
     "memory": ["nginx", "fastapi"],
     "idle": ["nginx"],

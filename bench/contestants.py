@@ -77,12 +77,12 @@ def valkey_server():
     return os.environ.get("VALKEY_SERVER") or shutil.which("valkey-server")
 
 
-def start_memcached(directory):
+def start_memcached(directory, threads=1, cores=SERVING):
     port = free_port()
-    command = [install.program("memcached"), "-l", "127.0.0.1", "-p", port, "-U", 0, "-t", 1, "-m", 1024, "-c", 4096]
+    command = [install.program("memcached"), "-l", "127.0.0.1", "-p", port, "-U", 0, "-t", threads, "-m", 1024, "-c", 4096]
     # As root it wants a user, and the files here belong to root.
     command += ["-u", "root"] if os.geteuid() == 0 else []
-    server = Server(MEMCACHED, command, port, directory, SERVING)
+    server = Server(MEMCACHED, command, port, directory, cores)
 
     def is_up():
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:

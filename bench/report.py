@@ -16,8 +16,9 @@ from statistics import median
 import install
 from cases import (
     BETWEEN, BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_HTTP, IDLE_KINDS, IDLE_RESP, IN_FILES, LARGE, MANY,
-    MANY_THREADS, MGET, MGET_CASE, MISSES_HTTP, MISSES_RESP, NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE, PART, PROCESSES,
-    RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, STILL, THREADS, caches_case, churn_case, http_large_case, many_idle, replies_case, resp_large_case,
+    MANY_THREADS, MEMCACHED_THREADS, MGET, MGET_CASE, MISSES_HTTP, MISSES_RESP, NGINX_MANY, NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE,
+    PART, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, STILL, THREADS, caches_case, churn_case, http_large_case, many_caches_case, many_idle,
+    replies_case, resp_large_case,
 )
 from contestants import (
     BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FILE, NGINX_FIXED,
@@ -389,6 +390,13 @@ def other_reasons(bench):
          ratios(bench, "threads beside processes, resp P=16", "cpu", PROCESSES, THREADS[1])),
         ("Two workers of one nginx take {} of the CPU a read of two nginx of one worker each.",
          ratios(bench, "threads beside processes, http", "cpu", NGINX_WORKERS[2], NGINX_PROCESSES)),
+        ("Sixteen workers of nginx serve {} of the reads/s of two, HTTP, with the same load on every core.",
+         ratios(bench, f"{MANY}, http", "rate", NGINX_MANY, NGINX_WORKERS[2])),
+        *((f"By one load for all, P={pipeline}, sixteen threads of {name} serve {{}} of the reads/s of two.",
+           ratios(bench, many_caches_case(pipeline), "rate", sixteen, two))
+          for pipeline in (1, 16)
+          for name, sixteen, two in (
+              ("this proxy", MANY_THREADS, THREADS[2]), ("memcached", MEMCACHED_THREADS[16], MEMCACHED_THREADS[2]))),
         ("This proxy takes {} of the CPU a read of FastAPI with uvloop and httptools, which `uvicorn[standard]` brings, and"
          " no access log.", ratios(bench, "http 100 B, 32 connections", "cpu", PROXY, FASTAPI_UVLOOP)),
         ("nginx with an answer that is fixed (`return 200`) takes {} of the CPU a read of webdis as Debian packages it.",

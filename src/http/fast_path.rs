@@ -15,14 +15,14 @@ use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::{Instant, timeout};
 
 use super::observer;
 use super::request_head::{HeadParser, ParsedHead, SimpleMethod, SimpleRequest, has_empty_line};
 use super::service::{
-    FastPathResult, HTTP2_PREFACE, Handler, HttpService, LONGEST_TARGET, ResponseWriter,
+    AwaitedWriter, FastPathResult, HTTP2_PREFACE, Handler, HttpService, LONGEST_TARGET,
+    ResponseWriter,
 };
 use super::timers::ConnectionTimers;
 use crate::net::{ClientStream, LingeringClose, WriteBuf};
@@ -110,7 +110,7 @@ enum Next {
 
 /// A response that is not ready yet.
 struct PendingResponse {
-    response: Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>,
+    response: Pin<Box<dyn Future<Output = AwaitedWriter> + Send>>,
     wants_body: bool,
     pending: Option<Box<observer::Pending>>,
 }
@@ -356,15 +356,14 @@ impl<R: Handler> FastPath<R> {
         PendingResponse { response, wants_body, pending }: PendingResponse,
     ) {
         let in_flight = CountGuard::new(&self.timers.in_flight);
-        let response = response.await;
-        self.http.observer.finish(response.status(), pending);
+        let write = response.await;
         drop(in_flight);
         self.now = Instant::now();
         self.timers.activity.record_written(self.now);
         self.is_last_written = self.timers.is_draining() && self.input.is_empty();
         let (date, is_last) = (self.date.at(self.now), self.is_last_written);
-        ResponseWriter { output: &mut self.output, date, wants_body, is_last }
-            .write_response(&response);
+        let status = write(ResponseWriter { output: &mut self.output, date, wants_body, is_last });
+        self.http.observer.finish(status, pending);
     }
 
     fn hand_over(&self) -> Handover {

@@ -24,10 +24,11 @@ use super::conditions::{Conditions, Verdict};
 use super::headers::{etag, insert_header, put_cache_headers, read_mode};
 use super::problem::RequestError;
 use super::request_head::{SimpleMethod, SimpleRequest};
-use super::service::{FastPathResult, Handler, ResponseWriter};
+use super::service::{AwaitedWriter, FastPathResult, Handler, ResponseWriter, writer_of};
 use super::settings::Settings;
-use crate::cache::{Answer, Freshness, ReadMode, RuleOutcome, Value};
-use crate::key::percent_decode;
+use crate::boxed::pinned;
+use crate::cache::{Answer, Freshness, Outcome, ReadMode, RuleOutcome, Value};
+use crate::key::{Key, percent_decode};
 use crate::metrics::{FrontEnd, RejectReason};
 use crate::proxy::Proxy;
 use crate::telemetry::spans::{self, Route};
@@ -47,9 +48,34 @@ pub struct Keys {
 struct KeyHandler {
     proxy: Proxy,
     settings: Settings,
-    /// The bytes between the entity tag and the remaining time in the head of a response with a
-    /// fresh value.
-    after_etag: Vec<u8>,
+    after_etag: AfterEtag,
+}
+
+/// The bytes between the entity tag and the remaining time in the head of a response with a fresh
+/// value.
+struct AfterEtag {
+    hit: Vec<u8>,
+    miss: Vec<u8>,
+}
+
+impl AfterEtag {
+    fn new(cache_control: &[u8]) -> Self {
+        let with = |status: &[u8]| {
+            let names = [&b"\r\ncache-control: "[..], b"\r\ncache-status: redis-proxy; "];
+            [names[0], cache_control, names[1], status, b"; ttl="].concat()
+        };
+        Self { hit: with(b"hit"), miss: with(b"fwd=miss") }
+    }
+
+    /// Returns the bytes for the outcome of an answer, and its age if it is from memory. `None` for
+    /// the rarer outcomes.
+    fn and_age(&self, answer: &Answer) -> Option<(&[u8], Option<Duration>)> {
+        match answer.outcome {
+            Outcome::Hit => Some((&self.hit, Some(answer.age))),
+            Outcome::Miss => Some((&self.miss, None)),
+            _ => None,
+        }
+    }
 }
 
 impl Keys {
@@ -57,10 +83,7 @@ impl Keys {
     /// `others`.
     pub fn new(proxy: Proxy, settings: Settings, others: Router) -> Self {
         let others = others.fallback(no_route);
-        let cache_control = settings.cache_control.0.as_bytes();
-        let after_etag =
-            [b"\r\ncache-control: ", cache_control, b"\r\ncache-status: redis-proxy; hit; ttl="]
-                .concat();
+        let after_etag = AfterEtag::new(settings.cache_control.0.as_bytes());
         let http = Arc::new(KeyHandler { proxy, settings, after_etag });
         Self { http, others, has_cache_routes: false }
     }
@@ -194,39 +217,65 @@ impl KeyHandler {
         };
         let found = if read_mode == ReadMode::Default { self.proxy.lookup(key, now) } else { None };
         let Some(found) = found else {
-            let (http, key) = (Arc::clone(self), key.to_vec());
-            return FastPathResult::Pending(Box::pin(async move {
-                match http.proxy.get(FrontEnd::Http, &key, read_mode, &Span::none()).await {
-                    Ok(answer) => http.response_for(&answer, &conditions.unwrap_or_default()),
-                    Err(error) => RequestError::Backend(error).into_response(),
-                }
-            }));
+            let (http, key) = (Arc::clone(self), Key::from(key));
+            return FastPathResult::Pending(pinned(|| http.fetch(key, read_mode, conditions)));
         };
         self.proxy.count_hit(key, &found.entry, now);
         let (outcome, rule) = (found.outcome, found.rule);
-        let status = if conditions.is_none()
-            && let Some(value) = found.entry.value()
-            && let Freshness::Fresh { remaining } = found.freshness
-        {
-            self.write_fresh(value, remaining, found.age, to);
-            StatusCode::OK
-        } else {
-            let response = self.response_for(&found, &conditions.unwrap_or_default());
-            to.write_response(&response);
-            response.status()
-        };
+        let status = self.write_answer(&found, conditions, to);
         self.proxy.record(FrontEnd::Http, outcome, 1, now.elapsed());
         self.proxy.record_rule(rule, RuleOutcome::Read(outcome), 1);
         FastPathResult::Done(status)
     }
 
-    /// Writes a fresh value from memory. The result equals that of
+    /// Fetches a value that memory did not have. Returns the writer of the response.
+    async fn fetch(
+        self: Arc<Self>,
+        key: Key,
+        read_mode: ReadMode,
+        conditions: Option<Conditions>,
+    ) -> AwaitedWriter {
+        let (front_end, span) = (FrontEnd::Http, Span::none());
+        let answer = match read_mode {
+            ReadMode::Default => self.proxy.get_missed(front_end, &key, &span).await,
+            ReadMode::NoCache => {
+                Box::pin(self.proxy.get(front_end, key.as_bytes(), read_mode, &span)).await
+            }
+        };
+        match answer {
+            Ok(answer) => Box::new(move |to| self.write_answer(&answer, conditions, to)),
+            Err(error) => writer_of(RequestError::Backend(error).into_response()),
+        }
+    }
+
+    /// Writes the response with an answer. Returns its status.
+    fn write_answer(
+        &self,
+        answer: &Answer,
+        conditions: Option<Conditions>,
+        to: ResponseWriter<'_>,
+    ) -> StatusCode {
+        if conditions.is_none()
+            && let Some(value) = answer.entry.value()
+            && let Freshness::Fresh { remaining } = answer.freshness
+            && let Some((after_etag, age)) = self.after_etag.and_age(answer)
+        {
+            self.write_fresh(value, after_etag, remaining, age, to);
+            return StatusCode::OK;
+        }
+        let response = self.response_for(answer, &conditions.unwrap_or_default());
+        to.write_response(&response);
+        response.status()
+    }
+
+    /// Writes a fresh value. `age` is that of a value from memory. The result equals that of
     /// [`response_for`](Self::response_for), but needs no header map.
     fn write_fresh(
         &self,
         value: Value<'_>,
+        after_etag: &[u8],
         remaining: Duration,
-        age: Duration,
+        age: Option<Duration>,
         mut to: ResponseWriter<'_>,
     ) {
         let mut digits = itoa::Buffer::new();
@@ -236,10 +285,12 @@ impl KeyHandler {
                 accept-ranges: bytes\r\netag: ",
         );
         to.write_head(&etag(value));
-        to.write_head(&self.after_etag);
+        to.write_head(after_etag);
         to.write_head(digits.format(remaining.as_secs()).as_bytes());
-        to.write_head(b"\r\nage: ");
-        to.write_head(digits.format(age.as_secs()).as_bytes());
+        if let Some(age) = age {
+            to.write_head(b"\r\nage: ");
+            to.write_head(digits.format(age.as_secs()).as_bytes());
+        }
         to.write_head(b"\r\n");
         to.write_body(value.bytes, || value.to_bytes());
     }

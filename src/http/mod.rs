@@ -23,6 +23,6 @@ pub use self::keys::Keys;
 pub use self::observer::Observer;
 pub use self::request_head::{SimpleMethod, SimpleRequest};
 pub(crate) use self::routes::OPERATOR_ROUTES;
-pub use self::service::{FastPathResult, Handler, HttpService, Limits, ResponseWriter};
+pub use self::service::{FastPathResult, Handler, HttpService, Limits, ResponseWriter, writer_of};
 pub use self::settings::{AdminSettings, CacheControl, Settings};
 pub(crate) use self::settings::{HTTP_PROTOCOLS, MIN_HEADER};

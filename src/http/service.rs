@@ -132,10 +132,21 @@ pub(super) const LONGEST_TARGET: usize = 64 << 10;
 pub enum FastPathResult {
     /// The response, with this status, is written.
     Done(StatusCode),
-    /// This future returns the response.
-    Pending(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
+    /// This future returns the writer of the response.
+    Pending(Pin<Box<dyn Future<Output = AwaitedWriter> + Send>>),
     /// The request is left to [`Handler::handle`].
     Fallback,
+}
+
+/// The writer of a response that had to be awaited. Returns its status.
+pub(super) type AwaitedWriter = Box<dyn FnOnce(ResponseWriter<'_>) -> StatusCode + Send>;
+
+/// Returns the writer of a complete response.
+pub fn writer_of(response: Response<Bytes>) -> AwaitedWriter {
+    Box::new(move |to| {
+        to.write_response(&response);
+        response.status()
+    })
 }
 
 /// The writer of a response to a simple request.

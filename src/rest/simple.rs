@@ -19,7 +19,7 @@ use super::handler::{ENCODING, Form, Job, RESPONSE_FORMAT, Rejection, Rest, form
 use super::layers::Accepted;
 use super::request::Commands;
 use super::sync_token::{self, Progress};
-use crate::http::{FastPathResult, ResponseWriter, SimpleMethod, SimpleRequest};
+use crate::http::{FastPathResult, ResponseWriter, SimpleMethod, SimpleRequest, writer_of};
 use crate::telemetry::spans;
 
 /// The head of most responses, but for the token. It equals that of
@@ -100,7 +100,9 @@ impl Rest {
     ) -> FastPathResult {
         let response = self.complete(Ok(answered), &Progress::begun(job.seen));
         if accepted.compresses(response.body().len()) {
-            return FastPathResult::Pending(Box::pin(accepted.compressed(response)));
+            return FastPathResult::Pending(Box::pin(async move {
+                writer_of(accepted.compressed(response).await)
+            }));
         }
         to.write_response(&response);
         FastPathResult::Done(response.status())
@@ -120,11 +122,11 @@ impl Rest {
             let answered = rest.finish(&job, &commands, begun, &progress);
             let answered = timeout(rest.settings().timeout, answered).await;
             let response = rest.complete(answered, &progress);
-            if accepted.compresses(response.body().len()) {
+            writer_of(if accepted.compresses(response.body().len()) {
                 accepted.compressed(response).await
             } else {
                 response
-            }
+            })
         }))
     }
 }

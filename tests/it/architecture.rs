@@ -31,7 +31,10 @@ const ALLOWED: [(&str, &str); 27] = [
             settings status telemetry \
          upstream verify warmup",
     ),
-    ("http", "access backend cache key metrics net proxy server settings status sync telemetry"),
+    (
+        "http",
+        "access backend boxed cache key metrics net proxy server settings status sync telemetry",
+    ),
     ("key", ""),
     ("metrics", "cache sync"),
     ("net", "sync"),

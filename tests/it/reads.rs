@@ -580,6 +580,26 @@ fn lasting_headers(response: &Response) -> Vec<(String, String)> {
 }
 
 #[test]
+fn hit_and_miss_have_the_headers_that_hyper_sends() {
+    let serving = serving(&[("CACHE__TTL", "1h")]);
+    serving.set("a", "value");
+    serving.set("b", "value");
+    let (mut fast, mut hyper) = (serving.client(), serving.client());
+    for outcome in ["miss", "hit"] {
+        // hyper serves a request that gives the length of its body.
+        let slow = hyper.request("GET", "/keys/b", &[("Content-Length", "0")]);
+        let fast = fast.get("/keys/a");
+        assert_eq!(lasting_headers(&fast), lasting_headers(&slow), "{outcome}");
+        for response in [fast, slow] {
+            assert_eq!(response.header("age").is_some(), outcome == "hit", "{response:?}");
+            let status = cache_status(&response);
+            let ttl = status.iter().find(|(name, _)| name == "ttl").expect("a ttl");
+            assert!((3500..=3600).contains(&ttl.1.parse().unwrap_or(0)), "{status:?}");
+        }
+    }
+}
+
+#[test]
 fn head_equals_get_without_body() {
     let serving =
         serving(&[("HTTP__MAX_KEY", "8"), ("HTTP__MAX_VALUE", "8"), ("CACHE__NEGATIVE_TTL", "0")]);
