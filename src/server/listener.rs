@@ -103,8 +103,16 @@ impl Listener {
         self.front_end
     }
 
-    /// Accepts connections until `drain` fires, then closes the socket.
-    pub async fn accept(self, workers: Arc<Workers>, mut drain: Drain) {
+    /// Accepts connections until `drain` closes the listeners, then closes the socket.
+    pub async fn accept(self, workers: Arc<Workers>, drain: Drain) {
+        let guard = drain.listener_guard();
+        self.accept_until_drain(&workers, drain).await;
+        drop(self);
+        // Behind the socket, so that no connection ends before the socket is closed.
+        drop(guard);
+    }
+
+    async fn accept_until_drain(&self, workers: &Workers, mut drain: Drain) {
         let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
         let mut failing = false;
         // A stop does not reject clients that are already connected. The limit keeps new clients
@@ -114,15 +122,15 @@ impl Listener {
             let accepted = tokio::select! {
                 biased;
                 accepted = self.socket.accept() => accepted,
-                () = drain.signaled() => return,
+                () = drain.listeners_close() => return,
             };
-            accepts_left -= usize::from(drain.is_signaled());
+            accepts_left -= usize::from(drain.closes_listeners());
             match accepted {
                 Ok(stream) => {
                     failing = false;
-                    self.admit(stream, &workers, &drain, &rejections);
+                    self.admit(stream, workers, &drain, &rejections);
                 }
-                Err(_) if drain.is_signaled() => return,
+                Err(_) if drain.closes_listeners() => return,
                 Err(error) => {
                     if !failing {
                         tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept \
