@@ -260,39 +260,12 @@ impl KeyHandler {
             && let Freshness::Fresh { remaining } = answer.freshness
             && let Some((after_etag, age)) = self.after_etag.and_age(answer)
         {
-            self.write_fresh(value, after_etag, remaining, age, to);
+            write_fresh(value, after_etag, remaining, age, to);
             return StatusCode::OK;
         }
         let response = self.response_for(answer, &conditions.unwrap_or_default());
         to.write_response(&response);
         response.status()
-    }
-
-    /// Writes a fresh value. `age` is that of a value from memory. The result equals that of
-    /// [`response_for`](Self::response_for), but needs no header map.
-    fn write_fresh(
-        &self,
-        value: Value<'_>,
-        after_etag: &[u8],
-        remaining: Duration,
-        age: Option<Duration>,
-        mut to: ResponseWriter<'_>,
-    ) {
-        let mut digits = itoa::Buffer::new();
-        to.write_head(
-            b"HTTP/1.1 200 OK\r\ncontent-type: \
-                application/octet-stream\r\nx-content-type-options: nosniff\r\n\
-                accept-ranges: bytes\r\netag: ",
-        );
-        to.write_head(&etag(value));
-        to.write_head(after_etag);
-        to.write_head(digits.format(remaining.as_secs()).as_bytes());
-        if let Some(age) = age {
-            to.write_head(b"\r\nage: ");
-            to.write_head(digits.format(age.as_secs()).as_bytes());
-        }
-        to.write_head(b"\r\n");
-        to.write_body(value.bytes, || value.to_bytes());
     }
 
     fn response_for(&self, answer: &Answer, conditions: &Conditions) -> Response<Bytes> {
@@ -352,6 +325,32 @@ impl KeyHandler {
         headers.insert(header::CACHE_CONTROL, self.settings.cache_control.0.clone());
         put_cache_headers(answer, headers);
     }
+}
+
+/// Writes a fresh value. `age` is that of a value from memory. The result equals that of
+/// [`response_for`](KeyHandler::response_for), but needs no header map.
+fn write_fresh(
+    value: Value<'_>,
+    after_etag: &[u8],
+    remaining: Duration,
+    age: Option<Duration>,
+    mut to: ResponseWriter<'_>,
+) {
+    let mut digits = itoa::Buffer::new();
+    to.write_head(
+        b"HTTP/1.1 200 OK\r\ncontent-type: \
+            application/octet-stream\r\nx-content-type-options: nosniff\r\n\
+            accept-ranges: bytes\r\netag: ",
+    );
+    to.write_head(&etag(value));
+    to.write_head(after_etag);
+    to.write_head(digits.format(remaining.as_secs()).as_bytes());
+    if let Some(age) = age {
+        to.write_head(b"\r\nage: ");
+        to.write_head(digits.format(age.as_secs()).as_bytes());
+    }
+    to.write_head(b"\r\n");
+    to.write_body(value.bytes, || value.to_bytes());
 }
 
 /// Adds the headers that describe a value. The sender of the body adds `Content-Length`.
