@@ -72,11 +72,6 @@ impl Drain {
         self.listening.as_ref()?.upgrade().map(ListenerGuard)
     }
 
-    /// Whether listeners close their sockets.
-    pub(super) fn closes_listeners(&self) -> bool {
-        *self.stage.borrow() >= Stage::ClosesListeners
-    }
-
     /// Returns once listeners close their sockets.
     pub(super) async fn listeners_close(&mut self) {
         self.reach(Stage::ClosesListeners).await;

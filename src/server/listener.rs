@@ -3,14 +3,17 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::iter;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd as _;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
@@ -106,31 +109,36 @@ impl Listener {
     /// Accepts connections until `drain` closes the listeners, then closes the socket.
     pub async fn accept(self, workers: Arc<Workers>, drain: Drain) {
         let guard = drain.listener_guard();
-        self.accept_until_drain(&workers, drain).await;
+        let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
+        self.accept_until_drain(&workers, drain.clone(), &rejections).await;
+        // A stop does not reject clients that are already connected. The limit keeps new clients
+        // from delaying the stop.
+        for stream in self.socket.pending().take(MAX_ACCEPTS_AFTER_DRAIN) {
+            self.admit(stream, &workers, &drain, &rejections);
+        }
         drop(self);
         // Behind the socket, so that no connection ends before the socket is closed.
         drop(guard);
     }
 
-    async fn accept_until_drain(&self, workers: &Workers, mut drain: Drain) {
-        let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
+    async fn accept_until_drain(
+        &self,
+        workers: &Workers,
+        mut drain: Drain,
+        rejections: &Arc<Semaphore>,
+    ) {
         let mut failing = false;
-        // A stop does not reject clients that are already connected. The limit keeps new clients
-        // from delaying the stop.
-        let mut accepts_left = MAX_ACCEPTS_AFTER_DRAIN;
-        while accepts_left > 0 {
+        loop {
             let accepted = tokio::select! {
                 biased;
-                accepted = self.socket.accept() => accepted,
                 () = drain.listeners_close() => return,
+                accepted = self.socket.accept() => accepted,
             };
-            accepts_left -= usize::from(drain.closes_listeners());
             match accepted {
                 Ok(stream) => {
                     failing = false;
-                    self.admit(stream, workers, &drain, &rejections);
+                    self.admit(stream, workers, &drain, rejections);
                 }
-                Err(_) if drain.closes_listeners() => return,
                 Err(error) => {
                     if !failing {
                         tracing::warn!(front_end = self.front_end.name(), %error, "cannot accept \
@@ -212,6 +220,35 @@ impl Socket {
         }
     }
 
+    /// Returns the connections that wait to be accepted, until there is none or one fails.
+    fn pending(&self) -> impl Iterator<Item = ClientStream> {
+        // A connection that its client has ended is not the last one.
+        iter::repeat_with(|| self.accept_now())
+            .filter(|accepted| !is_aborted(accepted))
+            .map_while(Result::ok)
+    }
+
+    /// Accepts a connection without waiting.
+    ///
+    /// It asks the system. A poll of [`accept`](Self::accept) knows only what the runtime saw when
+    /// it last looked for events, so it would miss the connections of the last millisecond.
+    fn accept_now(&self) -> io::Result<ClientStream> {
+        match self {
+            Self::Tcp(socket) => {
+                let socket = std::net::TcpListener::from(socket.as_fd().try_clone_to_owned()?);
+                let (stream, _) = socket.accept()?;
+                stream.set_nonblocking(true)?;
+                TcpStream::from_std(stream).map(ClientStream::Tcp)
+            }
+            Self::Unix(socket, _) => {
+                let socket = net::UnixListener::from(socket.as_fd().try_clone_to_owned()?);
+                let (stream, _) = socket.accept()?;
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream).map(ClientStream::Unix)
+            }
+        }
+    }
+
     async fn accept(&self) -> io::Result<ClientStream> {
         match self {
             Self::Tcp(socket) => socket.accept().await.map(|(stream, _)| ClientStream::Tcp(stream)),
@@ -229,6 +266,11 @@ impl Drop for Socket {
             _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Whether the client has ended a connection before it was accepted.
+fn is_aborted(accepted: &io::Result<ClientStream>) -> bool {
+    matches!(accepted, Err(error) if error.kind() == io::ErrorKind::ConnectionAborted)
 }
 
 /// Removes the socket file of a daemon that did not shut down cleanly. A refused connection shows
@@ -259,4 +301,29 @@ async fn reject(mut stream: ClientStream, answer: Vec<u8>, _turn: OwnedSemaphore
         poll_fn(|cx| close.poll(Pin::new(&mut stream), cx)).await
     };
     _ = timeout(REJECT_TIMEOUT, goodbye).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn stop_accepts_what_the_runtime_has_not_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        for listen in ["127.0.0.1:0".to_owned(), format!("{UNIX}{}", path.display())] {
+            let socket = Socket::bind(&listen.clone().try_into().unwrap()).await.unwrap();
+            assert!(socket.accept().now_or_never().is_none());
+            let tcp: Option<SocketAddr> = socket.address().unwrap().parse().ok();
+            let connect = || match tcp {
+                Some(address) => drop(std::net::TcpStream::connect(address).unwrap()),
+                None => drop(net::UnixStream::connect(&path).unwrap()),
+            };
+            (0..3).for_each(|_| connect());
+            assert!(socket.accept().now_or_never().is_none(), "the runtime has looked again");
+            assert_eq!(socket.pending().count(), 3, "{listen}");
+        }
+    }
 }
