@@ -20,7 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::support::http::Client;
-use crate::support::serving::{await_metric, proxy, reads, request, set};
+use crate::support::serving::{await_metric, proxy, request, set};
 use crate::support::skip::skipped_without;
 use crate::support::{Http2, Proxy, RedisServer, Signal, eventually};
 
@@ -130,42 +130,6 @@ fn wrk_loses_no_request_at_term() {
     let errors = report.lines().find(|line| line.contains("Socket errors"));
     assert!(errors.is_none_or(|errors| errors.contains(" read 0, ")), "{report}");
     assert!(!report.contains("Non-2xx"), "{report}");
-    proxy.finish();
-}
-
-/// Sends requests, each over a connection of its own, until a connection is refused. Returns the
-/// number of responses.
-///
-/// # Errors
-/// The error of a connection that was made, and whose request gets no response.
-fn connect_until_refused(address: SocketAddr) -> Result<u64, String> {
-    for number in 0.. {
-        let Ok(mut stream) = TcpStream::connect(address) else { return Ok(number) };
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a connection to set up");
-        let mut response = String::new();
-        let request = b"GET /keys/key HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let read = stream.write_all(request).and_then(|()| stream.read_to_string(&mut response));
-        if read.is_err() || !response.starts_with("HTTP/1.1 200") {
-            return Err(format!("after {number} responses: {read:?}, {response:?}"));
-        }
-    }
-    unreachable!("no process stops a listener")
-}
-
-#[test]
-fn new_connections_lose_no_request_at_term() {
-    let (_redis, proxy) = warm();
-    let address = proxy.http();
-    thread::scope(|scope| {
-        let clients: Vec<_> =
-            (0..32).map(|_| scope.spawn(move || connect_until_refused(address))).collect();
-        eventually("the clients are busy", || (reads(&proxy, "hit") >= 1000.0).then_some(()));
-        stop(&proxy);
-        for client in clients {
-            let served = client.join().expect("a client ends");
-            assert!(served.as_ref().is_ok_and(|served| *served > 0), "{served:?}");
-        }
-    });
     proxy.finish();
 }
 
