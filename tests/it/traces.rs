@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpSocket;
+
 use crate::support::collector::{Collector, Span};
 use crate::support::env::SEED;
 use crate::support::fault_stage::PROMPT;
@@ -322,9 +324,10 @@ fn assert_reads_go_on(proxy: &Proxy) {
 fn lost_collector_costs_spans_but_no_reads() {
     let redis = RedisServer::start();
     set(&redis, "key", "value");
-    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    // It does not listen, and no other test gets its port.
+    let unused = TcpSocket::new_v4().expect("a socket");
+    unused.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
     let address = unused.local_addr().expect("an address");
-    drop(unused);
     for protocol in ["grpc", "http/protobuf"] {
         let proxy = traced_to(
             &redis.url(),
