@@ -17,8 +17,8 @@ import install
 from cases import (
     BETWEEN, BY_KEYS, BY_RESP, BY_REST, BYTES_ALONE, CHURN, IDLE_HTTP, IDLE_KINDS, IDLE_RESP, IN_FILES, LARGE, MANY,
     MANY_THREADS, MEMCACHED_THREADS, MGET, MGET_CASE, MISSES_HTTP, MISSES_RESP, NGINX_MANY, NGINX_PROCESSES, NGINX_WORKERS, ONE_CORE,
-    PART, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, STILL, THREADS, caches_case, churn_case, http_large_case, many_caches_case, many_idle,
-    replies_case, resp_large_case,
+    PART, PROCESSES, RESP_AND_REQUEST, REST_PIPELINE, REST_SINGLE, STILL, THREADS, caches_case, churn_case, http_large_case,
+    many_caches_case, many_idle, replies_case, resp_large_case,
 )
 from contestants import (
     BRIDGE, FASTAPI, FASTAPI_AS_STARTED, FASTAPI_UVLOOP, LIMIT, LIMIT_OF_FORWARDING, MEMCACHED, NGINX_FILE, NGINX_FIXED,

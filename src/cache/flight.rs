@@ -43,8 +43,8 @@ pub(super) struct Flights<T, N = ()> {
 /// A table that is given hashes, so a flight computes the hash of its key once.
 type Shard<T, N> = HashTable<Arc<Flight<T, N>>>;
 
-/// A fetch in progress, shared by the table, its leader and its followers. The key of a later
-/// flight may be the same, so a flight is told apart by its address.
+/// A fetch in progress, shared by the table, its leader and its followers. Its address identifies
+/// it, because a later flight may have the same key.
 struct Flight<T, N> {
     key: Key,
     hash: u64,

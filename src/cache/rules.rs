@@ -196,7 +196,7 @@ fn terms(settings: &Settings, rule: &KeyRule, id: RuleId) -> Terms {
 #[derive(Debug, Default)]
 pub struct Rules {
     current: ArcSwapOption<RuleSet>,
-    /// Whether there are rules in force. Its test costs a tenth of a load of them.
+    /// Whether there are rules in force. Where there are none, a read does not load them.
     are_any: AtomicBool,
     /// The prefixes, each with a `*`, by the index of their identity.
     names: Mutex<Vec<String>>,

@@ -152,23 +152,21 @@ impl Router {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let steps = [
-                self.poll_open(cx),
-                self.poll_retry(cx),
-                self.poll_replies(cx),
-                self.poll_idle_nodes(cx),
-                self.poll_passthrough(cx),
-                self.poll_client(cx),
-                Step::progress_if(self.take_commands()),
-                self.poll_send(cx),
-                self.poll_write(cx),
-            ];
+            let step = self.poll_open(cx)
+                | self.poll_retry(cx)
+                | self.poll_replies(cx)
+                | self.poll_idle_nodes(cx)
+                | self.poll_passthrough(cx)
+                | self.poll_client(cx)
+                | Step::progress_if(self.take_commands())
+                | self.poll_send(cx)
+                | self.poll_write(cx);
             let is_done =
                 self.stage == Stage::Ending && self.in_flight.is_empty() && self.output.is_empty();
             if self.stage == Stage::Over || is_done {
                 return Poll::Ready(());
             }
-            if !steps.contains(&Step::Progress) {
+            if step == Step::Idle {
                 return Poll::Pending;
             }
         }
